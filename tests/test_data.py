@@ -1,0 +1,470 @@
+"""vinb.data: the registry, verified loading, downloads that leave nothing half-written, binarisation."""
+
+import dataclasses
+import gzip
+import hashlib
+import http.server
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vinb import data
+from vinb.data import files, registry
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TOY_CONTENT = bytes(range(256)) * 40
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """Empty places (VINB_DATA, a repository, a cache) and a data set `toy` of one small file."""
+    for folder in ("given", "repository/notebooks", "cache"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "repository" / "notebooks" / "references.bib").touch()
+    monkeypatch.setenv("VINB_DATA", str(tmp_path / "given"))
+    monkeypatch.setenv("VINB_ROOT", str(tmp_path / "repository"))
+    monkeypatch.setattr(files, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setenv("no_proxy", "*")
+    toy = registry.Dataset(
+        name="toy",
+        title="Toy",
+        files=(registry.File("toy.bin", hashlib.sha256(TOY_CONTENT).hexdigest(), len(TOY_CONTENT)),),
+        licence="none",
+        citation="",
+        source="here",
+        contents="bytes",
+        embeddable=True,
+    )
+    _register(monkeypatch, toy)
+    return tmp_path
+
+
+def _register(monkeypatch, dataset):
+    monkeypatch.setattr(registry, "DATASETS", {**registry.DATASETS, dataset.name: dataset})
+
+
+def _urls(monkeypatch, *urls):
+    """Gives the toy data set these addresses."""
+    toy = registry.DATASETS["toy"]
+    _register(monkeypatch, dataclasses.replace(toy, files=(dataclasses.replace(toy.files[0], urls=urls),)))
+
+
+def _put(folder, content, name="toy.bin.gz"):
+    path = folder / "toy" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+# Loading
+
+
+def test_mnist_is_the_published_one(monkeypatch):
+    monkeypatch.delenv("VINB_DATA", raising=False)
+    monkeypatch.setenv("VINB_ROOT", str(REPOSITORY))
+    assert all(
+        path.is_relative_to(REPOSITORY / "data") for path in data.locate("mnist", download=False).values()
+    )
+    mnist = data.load_mnist()
+    assert mnist.train_images.shape == (60_000, 28, 28)
+    assert mnist.test_images.shape == (10_000, 28, 28)
+    assert mnist.train_images.dtype == mnist.train_labels.dtype == np.uint8
+    # Well known: class counts, and the mean grey level 0.1307 that every tutorial normalises with.
+    counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert np.bincount(mnist.train_labels).tolist() == counts
+    assert np.bincount(mnist.test_labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert abs(mnist.train_images.mean() / 255 - 0.1307) < 5e-5
+    assert mnist.train_labels[:5].tolist() == [5, 0, 4, 1, 9]
+    raw = gzip.decompress((REPOSITORY / "data/mnist/t10k-labels-idx1-ubyte.gz").read_bytes())
+    assert mnist.checksums["t10k-labels-idx1-ubyte"] == hashlib.sha256(raw).hexdigest()
+    assert len(mnist.checksums) == 4
+    with pytest.raises(ValueError, match="read-only"):
+        mnist.train_images[0] = 0
+
+
+def test_digits(monkeypatch):
+    monkeypatch.delenv("VINB_DATA", raising=False)
+    monkeypatch.setenv("VINB_ROOT", str(REPOSITORY))
+    digits = data.load_digits()
+    assert digits.train_images.shape == (1500, 8, 8)
+    assert digits.test_images.shape == (297, 8, 8)
+    images = np.concatenate([digits.train_images, digits.test_images])
+    labels = np.concatenate([digits.train_labels, digits.test_labels])
+    assert images.min() == 0
+    assert images.max() == 16
+    assert np.bincount(labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    # The first image as scikit-learn's documentation prints it.
+    assert images[0, 0].tolist() == [0, 0, 5, 13, 9, 1, 0, 0]
+
+
+def test_readme_of_data_lists_every_embedded_file_and_checksum():
+    text = (REPOSITORY / "data" / "README.md").read_text()
+    embedded = sorted(path.name for path in (REPOSITORY / "data").glob("*/*"))
+    known = {f"{file.name}.gz": file.sha256 for dataset in data.DATASETS.values() for file in dataset.files}
+    assert embedded == sorted(known)
+    for name, sha256 in known.items():
+        assert f"| {name} | {sha256} |" in text
+    assert all(dataset.licence in text for dataset in data.DATASETS.values() if dataset.embeddable)
+
+
+def test_registry_is_https_and_complete():
+    for name, dataset in data.DATASETS.items():
+        assert name == dataset.name
+        assert dataset.licence in data.describe(name)
+        assert dataset.citation.startswith("@")
+        assert dataset.citation.count("{") == dataset.citation.count("}")
+        for file in dataset.files:
+            assert file.urls
+            assert all(url.startswith("https://") for url in file.urls)
+    with pytest.raises(ValueError, match=r"'mnits' is not a data set; pass one of mnist, digits"):
+        data.describe("mnits")
+
+
+def test_import_does_not_import_jax():
+    code = "import sys, vinb.data; vinb.data.describe('mnist'); sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
+
+
+# Finding
+
+
+def test_search_order_and_both_forms(places):
+    compressed = gzip.compress(TOY_CONTENT, 1)
+    cached = _put(places / "cache", compressed)
+    assert data.locate("toy") == {"toy.bin": cached}
+    embedded = _put(places / "repository" / "data", TOY_CONTENT, "toy.bin")
+    assert data.locate("toy") == {"toy.bin": embedded}
+    given = _put(places / "given", gzip.compress(TOY_CONTENT, 9))  # other bytes, the same content
+    assert given.read_bytes() != compressed
+    assert data.locate("toy") == {"toy.bin": given}
+    for path in (given, embedded, cached):
+        assert data.verify("toy") == {"toy.bin": hashlib.sha256(TOY_CONTENT).hexdigest()}
+        path.unlink()
+
+
+def test_an_unrelated_data_folder_is_not_searched(places, monkeypatch):
+    monkeypatch.chdir(places)
+    _put(places / "data", gzip.compress(TOY_CONTENT))
+    with pytest.raises(data.DataError, match="is missing"):
+        data.locate("toy", download=False)
+
+
+def test_missing_file_says_where_it_looked_and_how_to_get_it(places, monkeypatch):
+    _urls(monkeypatch, "https://example.org/toy.bin.gz")
+    with pytest.raises(data.DataError) as error:
+        data.verify("toy")
+    message = str(error.value)
+    for part in (
+        "toy.bin.gz",
+        str(places / "given"),
+        str(places / "repository" / "data"),
+        str(places / "cache"),
+    ):
+        assert part in message
+    for way in ("set VINB_DATA", "vinb data download toy", "https://example.org/toy.bin.gz"):
+        assert way in message
+
+
+def test_vinb_data_that_is_no_folder(places, monkeypatch):
+    monkeypatch.setenv("VINB_DATA", str(places / "typo"))
+    with pytest.raises(data.DataError, match=r"VINB_DATA=.*typo is not a folder"):
+        data.locate("toy")
+
+
+def _flip(content):
+    """One byte of the deflate stream changed."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (gzip.compress(TOY_CONTENT)[:-20], "cut off"),
+        (_flip(gzip.compress(TOY_CONTENT)), "corrupt gzip|cut off|sha256"),
+        (gzip.compress(TOY_CONTENT)[:-8] + bytes(8), "corrupt gzip"),  # the gzip checksum itself
+        (gzip.compress(TOY_CONTENT[:-1]), f"{len(TOY_CONTENT) - 1} bytes with sha256"),
+        (gzip.compress(TOY_CONTENT + bytes(9999)), f"more than {len(TOY_CONTENT)} bytes"),
+        (gzip.compress(TOY_CONTENT[::-1]), f"{len(TOY_CONTENT)} bytes with sha256"),
+        (TOY_CONTENT[:100], "100 bytes with sha256"),
+        (b"", "0 bytes with sha256"),
+        (b"<html>not found</html>", "22 bytes with sha256"),
+    ],
+)
+def test_a_corrupt_file_is_an_error_even_if_a_later_place_has_a_good_one(places, content, found):
+    _put(places / "cache", gzip.compress(TOY_CONTENT))
+    path = _put(places / "given", content)
+    with pytest.raises(data.DataError, match=rf"found: .*({found})") as error:
+        data.verify("toy")
+    message = str(error.value)
+    assert str(path) in message
+    assert hashlib.sha256(TOY_CONTENT).hexdigest() in message
+    assert "VINB_DATA" in message
+    assert "vinb data download toy" in message
+
+
+def test_loaders_refuse_what_verify_refuses(places):
+    folder = places / "given" / "digits"
+    folder.mkdir()
+    good = gzip.decompress((REPOSITORY / "data" / "digits" / "digits.csv.gz").read_bytes())
+    (folder / "digits.csv").write_bytes(good.replace(b"13", b"12", 1))
+    with pytest.raises(data.DataError, match=r"digits\.csv"):
+        data.load_digits()
+    (folder / "digits.csv").write_bytes(good)
+    assert len(data.load_digits().train_images) == 1500
+
+
+# Downloading
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.seen.append(self.path)
+        good = gzip.compress(TOY_CONTENT)
+        body = {"/good": good, "/wrong": gzip.compress(b"wrong"), "/half": good}.get(self.path)
+        if self.path == "/redirect":
+            self.send_response(302)
+            self.send_header("Location", "/good")
+            self.end_headers()
+        elif body is None:
+            self.send_error(404)
+        else:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: len(body) // 2] if self.path == "/half" else body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
+        server.seen = []
+        server.url = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def _left_behind(places):
+    return [path for path in (places / "cache").rglob("*") if path.is_file()]
+
+
+def test_only_https_is_downloaded(places, server, monkeypatch):
+    _urls(monkeypatch, f"{server.url}/good")
+    with pytest.raises(data.DataError, match="only https"):
+        data.locate("toy")
+    assert server.seen == []
+    assert _left_behind(places) == []
+
+
+def test_a_redirect_to_http_is_not_followed(places, server, monkeypatch):
+    real = files._require_https
+    first = f"{server.url}/redirect"  # stands for an https address
+    monkeypatch.setattr(files, "_require_https", lambda url: None if url == first else real(url))
+    _urls(monkeypatch, first)
+    with pytest.raises(data.DataError, match=r"/good is not an https address"):
+        data.locate("toy")
+    assert server.seen == ["/redirect"]
+    assert _left_behind(places) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("/gone", "404"), ("/wrong", "found: 5 bytes"), ("/half", "IncompleteRead|cut off|broken")],
+)
+def test_a_failed_download_names_the_reason_and_leaves_nothing(places, server, monkeypatch, path, reason):
+    monkeypatch.setattr(files, "_require_https", lambda url: None)
+    _urls(monkeypatch, server.url + path)
+    with pytest.raises(data.DataError, match=reason) as error:
+        data.locate("toy")
+    assert server.url + path in str(error.value)
+    assert "set VINB_DATA" in str(error.value)
+    assert _left_behind(places) == []
+
+
+def test_the_next_mirror_is_tried_and_the_result_kept(places, server, monkeypatch):
+    monkeypatch.setattr(files, "_require_https", lambda url: None)
+    _urls(monkeypatch, f"{server.url}/gone", f"{server.url}/half", f"{server.url}/good")
+    assert data.locate("toy") == {"toy.bin": places / "cache" / "toy" / "toy.bin.gz"}
+    assert server.seen == ["/gone", "/half", "/good"]
+    assert _left_behind(places) == [places / "cache" / "toy" / "toy.bin.gz"]
+    data.verify("toy")
+    data.download("toy")  # intact: not fetched again
+    assert len(server.seen) == 3
+    _put(places / "cache", b"broken")
+    data.download("toy")  # broken: replaced
+    assert server.seen[3:] == ["/gone", "/half", "/good"]
+    data.verify("toy")
+
+
+def test_no_network_and_interruption(places, monkeypatch):
+    _urls(monkeypatch, "https://127.0.0.1:1/toy.bin.gz")  # nobody listens on port 1
+    with pytest.raises(data.DataError, match=r"could not be downloaded[^$]*127\.0\.0\.1:1[^$]*Connection"):
+        data.locate("toy")
+
+    def interrupted(url, path):
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "_fetch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        data.locate("toy")
+    assert _left_behind(places) == []
+
+
+# Frey Face
+
+
+def _frey(n=6):
+    return np.random.default_rng(0).integers(0, 256, (n, 28, 20)).astype(np.uint8)
+
+
+def test_frey_face_from_matlab_and_numpy_files(tmp_path):
+    from scipy.io import savemat
+
+    images = _frey()
+    savemat(tmp_path / "frey_rawface.mat", {"ff": images.reshape(-1, 560).T})
+    np.save(tmp_path / "frey.npy", images)
+    for name in ("frey_rawface.mat", "frey.npy"):
+        frey = data.load_frey_face(tmp_path / name)
+        assert np.array_equal(frey.images, images)
+        assert not frey.verified
+        assert frey.checksums == {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()}
+
+
+def test_frey_face_never_loads_pickles(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "exploded",)
+
+    np.save(tmp_path / "bomb.npy", np.array([Bomb()], dtype=object), allow_pickle=True)
+    (tmp_path / "bomb.mat").write_bytes((tmp_path / "bomb.npy").read_bytes())
+    for name in ("bomb.npy", "bomb.mat"):
+        with pytest.raises(data.DataError, match=name):
+            data.load_frey_face(tmp_path / name)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (_frey().astype(np.float32), "float32"),
+        (_frey()[:, 1:], r"\(6, 27, 20\)"),
+        (_frey()[0, 0, 0], "shape"),
+    ],
+)
+def test_frey_face_refuses_other_arrays(tmp_path, array, message):
+    np.save(tmp_path / "other.npy", array)
+    with pytest.raises(data.DataError, match=message):
+        data.load_frey_face(tmp_path / "other.npy")
+
+
+def test_frey_face_without_a_file(tmp_path):
+    with pytest.raises(data.DataError, match=r"frey_rawface\.mat"):
+        data.load_frey_face(tmp_path / "nowhere.mat")
+    with pytest.raises(data.DataError, match="load_frey_face"):
+        data.locate("frey-face")
+
+
+# Binarisation
+
+
+def test_fixed_binarisation():
+    images = np.array([[0, 127, 128, 255]], np.uint8)
+    for kind in (np.asarray, jnp.asarray):
+        binary = data.binarize(kind(images))
+        assert binary.dtype == np.float32
+        assert binary.tolist() == [[0, 0, 1, 1]]
+        assert data.binarize(kind(images), 0).tolist() == [[0, 1, 1, 1]]
+    for wrong in (-1, 255, True):
+        with pytest.raises(ValueError, match="threshold"):
+            data.binarize(images, wrong)
+
+
+def test_scaled_images_are_refused():
+    scaled = np.zeros((2, 4), np.float32)
+    with pytest.raises(TypeError, match="uint8"):
+        data.binarize(scaled)
+    with pytest.raises(TypeError, match="uint8"):
+        data.binarize_dynamic(jax.random.key(0), scaled)
+
+
+def _z_scores(draw, repetitions=8000):
+    """Deviations of the frequencies from x / 255 in standard errors: of all grey levels together, and the
+    largest of a single one; in both halves of the last axis (the two use different parts of the words)."""
+    images = jnp.tile(jnp.arange(256, dtype=jnp.uint8), (2, 1)).reshape(-1)
+    keys = jax.random.split(jax.random.key(0), repetitions)
+    draws = jax.jit(jax.vmap(draw, (0, None)))(keys, images)
+    mean = np.asarray(draws.mean(0), np.float64).reshape(2, 256)
+    p = np.arange(256) / 255
+    inner = slice(1, 255)
+    assert (mean[:, 0] == 0).all()
+    assert (mean[:, 255] == 1).all()
+    each = (mean - p)[:, inner] / np.sqrt(p * (1 - p) / repetitions)[inner]
+    pooled = (mean - p)[:, inner].sum() / np.sqrt(2 * (p * (1 - p)).sum() / repetitions)
+    return pooled, np.abs(each).max()
+
+
+def test_dynamic_binarisation_has_the_bernoulli_mean():
+    """Over seeds (here one is fixed) the z test of all grey levels together gives a false alarm with
+    probability 6e-7 (|z| > 5), each of the 508 single ones with 7e-9 (|z| > 5.8), under 5e-6 in all. It finds
+    2 % too many ones."""
+    pooled, largest = _z_scores(data.binarize_dynamic)
+    assert abs(pooled) < 5
+    assert largest < 5.8
+
+    def too_many(key, images):
+        return (jax.random.uniform(key, images.shape) < images / 255 * 1.02).astype(jnp.float32)
+
+    assert _z_scores(too_many)[0] > 5
+
+
+def test_dynamic_binarisation_is_exact_to_2_to_the_minus_24():
+    """Both steps of the long multiplication in exact integers, with every word at which a digit changes. The
+    first digit is below x for ceil(2^32 x / 255) words, the second off by at most one word in each of 255
+    intervals, 255 / 2^32 < 2^-24 in all."""
+    from vinb.data.binarize import _times_255
+
+    changes = [-(-(level << 32) // 255) for level in range(1, 255)]
+    words = [0, 1, 2**24, 2**31, 2**32 - 1, *changes, *(word - 1 for word in changes)]
+    words += np.random.default_rng(0).integers(0, 2**32, 2000).tolist()
+    high, low = _times_255(jnp.asarray(words, jnp.uint32))
+    assert high.tolist() == [255 * word >> 32 for word in words]
+    assert low.tolist() == [255 * word % 2**32 for word in words]
+
+
+def test_dynamic_binarisation_pixels_are_independent_and_fresh():
+    """Two pixels that share a word must not be correlated: |z| > 5 has probability 6e-7."""
+    n = 200_000
+    images = jnp.full((n, 2), 128, jnp.uint8)
+    draw = jax.jit(data.binarize_dynamic)
+    pairs = np.asarray(draw(jax.random.key(1), images))
+    assert abs(np.corrcoef(pairs.T)[0, 1]) * np.sqrt(n) < 5
+    again = np.asarray(draw(jax.random.key(2), images))
+    assert abs(np.corrcoef(pairs[:, 0], again[:, 0])[0, 1]) * np.sqrt(n) < 5
+    assert np.array_equal(pairs, np.asarray(draw(jax.random.key(1), images)))
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (2, 8, 8), (5, 784), (0, 4)])
+def test_dynamic_binarisation_keeps_the_shape(shape):
+    images = jnp.full(shape, 100, jnp.uint8)
+    binary = jax.jit(data.binarize_dynamic)(jax.random.key(0), images)
+    assert binary.shape == shape
+    assert binary.dtype == jnp.float32
+    assert set(np.unique(binary)) <= {0.0, 1.0}
+
+
+def test_dynamic_binarisation_needs_an_axis():
+    with pytest.raises(ValueError, match="at least one axis"):
+        data.binarize_dynamic(jax.random.key(0), jnp.uint8(3))
