@@ -1,0 +1,50 @@
+"""The one style of all figures, and writing them so that the same figure is the same file."""
+
+import io
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vinb.experiment.paths import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_STYLE = Path(__file__).with_name("vinb.mplstyle")
+
+
+def apply_style() -> None:
+    """Makes `vinb.mplstyle` matplotlib's settings in this process."""
+    import matplotlib
+
+    matplotlib.rcParams.update(matplotlib.rc_params_from_file(_STYLE, use_default_template=False))
+
+
+def save(fig: "Figure", folder: Path, name: str) -> bytes:
+    """Writes ``<name>.svg`` and ``<name>.png`` (150 dpi) into `folder`, without dates, and closes the figure.
+
+    **Returns:** the PNG's bytes.
+    """
+    import matplotlib
+
+    images = {}
+    with matplotlib.rc_context({"svg.hashsalt": "vinb", "savefig.bbox": None}):
+        for kind, empty in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+            buffer = io.BytesIO()
+            fig.savefig(buffer, format=kind, dpi=150, metadata=empty)
+            images[kind] = buffer.getvalue()
+    for kind, image in images.items():
+        write_atomic(folder / f"{name}.{kind}", image)
+    return images["png"]
+
+
+def close(fig: "Figure") -> None:
+    """Closes a figure, so that Jupyter does not show it a second time at the end of the cell."""
+    if (pyplot := sys.modules.get("matplotlib.pyplot")) is not None:
+        pyplot.close(fig)
+
+
+def bundle(fig: "Figure", png: bytes, name: str, alt: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """MIME bundle and metadata that show the PNG at its size on paper, with its alternative text."""
+    size = {"width": round(96 * fig.get_figwidth()), "height": round(96 * fig.get_figheight())}
+    return {"image/png": png, "text/plain": f"[{name}: {alt}]"}, {"image/png": {**size, "alt": alt}}
