@@ -1,0 +1,129 @@
+"""Parameters and randomness of NumPyro programs: how a program's sites get their values.
+
+Design notes. Each random site's key is ``fold_in(key, crc32(site name))``, not the next split of a running key as under
+``numpyro.handlers.seed``: forcing or removing one site leaves the noise of every other site unchanged, so that two runs of
+a program can be compared site by site.
+"""
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from numpyro.distributions import biject_to, constraints
+from numpyro.primitives import Messenger
+
+Params = dict[str, Any]
+
+
+class site_keys(Messenger):
+    """Give every unseeded random site of ``fn`` a key that depends on ``key`` and the site's name alone."""
+
+    def __init__(self, fn: Callable | None = None, *, key: jax.Array):
+        self.key = key
+        super().__init__(fn)
+
+    def __enter__(self):
+        self.num_unnamed = 0
+        return super().__enter__()
+
+    def process_message(self, msg):
+        if msg["type"] not in ("sample", "prng_key", "plate", "control_flow") or msg["value"] is not None:
+            return
+        if msg["kwargs"].get("rng_key") is None:
+            name = msg.get("name")
+            if name is None:  # numpyro.prng_key() has no name; a slash cannot collide with a site's
+                name = f"/prng_key/{self.num_unnamed}"
+                self.num_unnamed += 1
+            msg["kwargs"]["rng_key"] = jax.random.fold_in(self.key, zlib.crc32(name.encode()))
+
+
+class unconstrained_params(Messenger):
+    """Set the param sites of ``fn`` from their unconstrained values, as ``numpyro.infer.SVI`` does."""
+
+    def __init__(self, fn: Callable | None = None, *, params: Params):
+        self.params = params
+        super().__init__(fn)
+
+    def process_message(self, msg):
+        if msg["type"] == "param" and msg["name"] in self.params:
+            msg["value"] = _bijector(msg)(self.params[msg["name"]])
+
+
+def _bijector(site):
+    return biject_to(site["kwargs"].get("constraint", constraints.real))
+
+
+class _initial_params(Messenger):
+    """Record the param sites of ``fn``, computing their initial values even while the rest is only traced."""
+
+    def __init__(self, fn: Callable | None = None):
+        self.sites = {}
+        super().__init__(fn)
+
+    def process_message(self, msg):
+        if msg["type"] == "param" and msg["value"] is None:
+            with jax.ensure_compile_time_eval():
+                msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])
+
+    def postprocess_message(self, msg):
+        if msg["type"] == "param":
+            self.sites[msg["name"]] = msg
+
+
+def _param_sites(program, key, args, kwargs):
+    # Tracing avoids running the program operation by operation, which is slow to compile; a param site whose initial value
+    # is computed from the arguments has none while tracing, so such a program is run for real.
+    sites = _run_recorded(program, key, args, kwargs, traced=True)
+    values = [site["value"] for site in sites.values()]
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)):
+        sites = _run_recorded(program, key, args, kwargs, traced=False)
+    return sites
+
+
+def _run_recorded(program, key, args, kwargs, *, traced):
+    recorder = _initial_params()
+
+    def run():
+        with site_keys(key=key), recorder:
+            program(*args, **kwargs)
+
+    jax.eval_shape(run) if traced else run()
+    return recorder.sites
+
+
+def init(program: Callable | tuple[Callable, ...], key: jax.Array, *args, **kwargs) -> Params:
+    """Initial unconstrained parameters of one program, or of several that are trained together (a model and its guide).
+
+    Args:
+        program: a NumPyro program, or a tuple of them that take the same arguments.
+        key: typed PRNG key, for param sites with a random initial value.
+        args, kwargs: the arguments of the program; only their shapes matter here.
+
+    Returns:
+        A dict from param site to its unconstrained value (an array, or a pytree for a module): ``numpyro.infer.SVI``'s layout.
+    """
+    programs = program if isinstance(program, tuple) else (program,)
+    params: Params = {}
+    for one in programs:
+        for name, site in _param_sites(one, key, args, kwargs).items():
+            params.setdefault(name, _bijector(site).inv(site["value"]))
+    return params
+
+
+def constrain(program: Callable | tuple[Callable, ...], params: Params, *args, **kwargs) -> Params:
+    """The values of ``program``'s param sites on their own support, from the unconstrained ``params`` of :func:`init`.
+
+    Raises:
+        ValueError: if ``params`` lacks a param site of the program.
+    """
+    programs = program if isinstance(program, tuple) else (program,)
+    values: Params = {}
+    for one in programs:
+        for name, site in _param_sites(one, jax.random.key(0), args, kwargs).items():
+            if name not in params:
+                raise ValueError(
+                    f"params has no entry for the param site {name!r}; it has {sorted(params)}. Make it with init()."
+                )
+            values[name] = _bijector(site)(params[name])
+    return values

@@ -1,0 +1,44 @@
+"""Functions whose value is a cost and whose reverse-mode gradient is a chosen estimator of the gradient of its expectation."""
+
+import jax
+import jax.numpy as jnp
+from jax.lax import stop_gradient
+from jaxtyping import Array, Float
+
+
+def score_function(
+    cost: Float[Array, "..."], log_prob: Float[Array, "..."], baseline: Float[Array, "..."] | float = 0.0
+) -> Float[Array, "..."]:
+    """Score-function (REINFORCE) surrogate of ``E[cost]`` for samples that are not differentiable in the parameters.
+
+    Its value is ``cost``; its gradient is ``grad cost + (cost - baseline) grad log_prob``, unbiased for any ``baseline`` that
+    does not depend on the sample (kingma2014aevb, section 2.2, names it and dismisses it for its variance).
+
+    Args:
+        cost: cost of each sample; its own dependence on the parameters is differentiated too.
+        log_prob: log probability of each sample, as a function of the parameters, same shape as ``cost``. Where it is minus
+            infinity the sample cannot have been drawn and contributes no score.
+        baseline: subtracted from the cost in the score term.
+
+    Returns:
+        An array like ``cost``.
+    """
+    reachable = jnp.isfinite(log_prob)
+    log_prob = jnp.where(reachable, log_prob, 0.0)
+    return cost + stop_gradient(cost - baseline) * (log_prob - stop_gradient(log_prob))
+
+
+def straight_through(key: jax.Array, logits: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Bernoulli samples through which the gradient passes as if they were their probability. BIASED.
+
+    Args:
+        key: typed PRNG key.
+        logits: log odds.
+
+    Returns:
+        Zeros and ones of the shape and type of ``logits``; the gradient with respect to ``logits`` is that of ``sigmoid(logits)``.
+        For ``f(b) = (b - t)^2`` its bias is ``(2p - 1) p (1 - p)`` with ``p = sigmoid(logits)``: zero only at ``p = 1/2``.
+    """
+    probs = jax.nn.sigmoid(logits)
+    sample = jax.random.bernoulli(key, probs).astype(probs.dtype)
+    return sample + probs - stop_gradient(probs)
