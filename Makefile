@@ -12,7 +12,7 @@ READY := .venv/.vinb-ready
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "%-12s %s\n", $$1, $$2}'
 	@echo; echo 'variables: NOTEBOOK=vae PRESET=smoke|cpu|paper PARAMS="seed=1 latent_sizes=[2,10]" (run), PYTHON=python3.12 (set-up)'
 
 setup: $(READY)  ## make .venv with the pinned packages of ci/requirements.txt

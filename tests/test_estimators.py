@@ -154,6 +154,17 @@ def test_init_runs_for_real_where_an_initial_value_needs_the_arguments():
     assert not np.array_equal(params["noise"], init(from_data, jax.random.key(1), jnp.array([1.0]))["noise"])
 
 
+def test_init_runs_for_real_where_the_program_branches_on_its_arguments():
+    def branching(x, flag):
+        if flag and float(x.sum()) > 0:
+            numpyro.param("a", 1.0)
+        else:
+            numpyro.param("b", 2.0)
+
+    assert init(branching, jax.random.key(0), jnp.ones(2), True) == {"a": 1.0}
+    assert init(branching, jax.random.key(0), jnp.ones(2), False) == {"b": 2.0}
+
+
 def test_constrain_names_the_missing_param():
     with pytest.raises(ValueError, match="'scale'"):
         constrain(program, {})

@@ -139,6 +139,15 @@ def test_parameters_are_those_of_svi():
     jax.tree.map(np.testing.assert_array_equal, theirs, ours)
 
 
+def test_init_needs_only_the_shape_of_the_data():
+    vae = small_vae()
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        init((vae.model, vae.guide), KEY, 255 * GREY),
+        init((vae.model, vae.guide), KEY, BINARY),
+    )
+
+
 def test_grey_levels_are_refused_by_a_bernoulli_likelihood():
     vae = small_vae()
     params = init((vae.model, vae.guide), KEY, BINARY)

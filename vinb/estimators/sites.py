@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from numpyro.distributions import biject_to, constraints
 from numpyro.primitives import Messenger
 
@@ -72,23 +73,33 @@ class _initial_params(Messenger):
 
 
 def _param_sites(program, key, args, kwargs):
-    # Tracing avoids running the program operation by operation, which is slow to compile; a param site whose initial value
-    # is computed from the arguments has none while tracing, so such a program is run for real.
-    sites = _run_recorded(program, key, args, kwargs, traced=True)
-    values = [site["value"] for site in sites.values()]
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)):
-        sites = _run_recorded(program, key, args, kwargs, traced=False)
-    return sites
-
-
-def _run_recorded(program, key, args, kwargs, *, traced):
+    """The param sites of ``program`` with their initial values; the program itself is only traced where that will do."""
+    leaves, structure = jax.tree.flatten((args, kwargs))
+    arrays = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
     recorder = _initial_params()
 
-    def run():
+    def run(*given):
+        given = iter(given)
+        mixed = [next(given) if is_array else leaf for is_array, leaf in zip(arrays, leaves, strict=True)]
+        args, kwargs = structure.unflatten(mixed)
         with site_keys(key=key), recorder:
             program(*args, **kwargs)
 
-    jax.eval_shape(run) if traced else run()
+    given = [leaf for is_array, leaf in zip(arrays, leaves, strict=True) if is_array]
+    # Tracing, since operation by operation a program is slow to compile, and since only shapes matter. A program that looks
+    # at its arguments' values, or computes an initial value from them, is run for real.
+    try:
+        jax.eval_shape(run, *given)
+        known = not any(
+            isinstance(v, jax.core.Tracer)
+            for s in recorder.sites.values()
+            for v in jax.tree.leaves(s["value"])
+        )
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+        known = False
+    if not known:
+        recorder.sites.clear()
+        run(*given)
     return recorder.sites
 
 
@@ -98,7 +109,7 @@ def init(program: Callable | tuple[Callable, ...], key: jax.Array, *args, **kwar
     Args:
         program: a NumPyro program, or a tuple of them that take the same arguments.
         key: typed PRNG key, for param sites with a random initial value.
-        args, kwargs: the arguments of the program; only their shapes matter here.
+        args, kwargs: the arguments of the program; only their shapes matter, unless an initial value is computed from them.
 
     Returns:
         A dict from param site to its unconstrained value (an array, or a pytree for a module): ``numpyro.infer.SVI``'s layout.

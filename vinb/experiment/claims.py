@@ -38,8 +38,6 @@ def claim(
         raise ValueError(f"{where}: give exactly one of at_least, at_most, within, holds; got {got}.")
     if not applicable and not reason:
         raise ValueError(f"{where}: not applicable needs a reason=, a sentence that says why.")
-    if applicable and reason:
-        raise ValueError(f"{where}: reason= belongs to applicable=False; evidence of a miss is known_miss=.")
     measured = None if measured is None else plain(where, "measured", measured)
     if measured is None and applicable and "holds" not in given:
         raise ValueError(f"{where}: measured is None; give a number or a list of numbers.")

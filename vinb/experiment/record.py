@@ -113,7 +113,7 @@ class Record:
         - `at_least`, `at_most`: a bound; `within`: (target, tolerance); `holds`: the outcome of a test made
           elsewhere.
         - `source`: where the paper makes the claim.
-        - `applicable`: False where this preset cannot show it, with a `reason`.
+        - `applicable`: False where this preset cannot show it; `reason` then says why, and is not kept where it can.
         - `known_miss`: a paragraph of evidence for a claim that did not reproduce: what was tried, and what
           came out. The verdict is ``known-miss`` only if the comparison fails.
 

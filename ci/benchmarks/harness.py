@@ -1,0 +1,165 @@
+"""What the benchmarks share: fair timing, XLA's own counts of work and memory, a table, and a JSON file.
+
+A benchmark makes one `System` per implementation; each run of it does the same `units` of work and waits for
+the device. `measure` runs them in turn, in another order each round, so that a slow minute of the machine
+falls on all of them; what is compared is the ratio within a round. One system is a second compiled copy of
+the reference ("A/A"): how far its ratio is from 1 is what the machine's noise alone does.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+REFERENCE = "hand-written"
+A_A = f"{REFERENCE} (A/A)"
+
+
+@dataclass(frozen=True)
+class System:
+    """`run()` does `units` units of work and returns what it computed, on the host: that waits for the
+    device. `flops` and `temp_bytes` are per unit; None where a system has none."""
+
+    name: str
+    run: Callable[[], Any]
+    units: int
+    compile_seconds: float
+    flops: float | None
+    temp_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled program. XLA counts the body of a loop once: for a loop over steps, `flops` is per step."""
+
+    call: Callable
+    compile_seconds: float
+    flops: float | None
+    temp_bytes: int | None
+
+
+def compiled(function: Callable, *args, donate: tuple[int, ...] = ()) -> Program:
+    """Compiles `function` for these arguments, giving it those numbered in `donate` to write over."""
+    # A function of its own, so that no copy compiled earlier is used again.
+    start = time.perf_counter()
+    program = jax.jit(lambda *args: function(*args), donate_argnums=donate).lower(*args).compile()
+    seconds = time.perf_counter() - start
+    cost, memory = program.cost_analysis() or {}, program.memory_analysis()
+    temp_bytes = None if memory is None else memory.temp_size_in_bytes
+    return Program(program, seconds, cost.get("flops"), temp_bytes)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One system's timings: `seconds` [rounds], per unit; `last` is what its last run returned."""
+
+    case: str
+    system: System
+    seconds: np.ndarray
+    last: Any
+
+    def row(self) -> dict:
+        return {
+            "case": self.case,
+            "system": self.system.name,
+            "seconds": float(np.median(self.seconds)),
+            "compile_seconds": self.system.compile_seconds,
+            "flops": self.system.flops,
+            "temp_bytes": self.system.temp_bytes,
+        }
+
+
+def measure(case: str, systems: list[System], rounds: int) -> dict[str, Result]:
+    """Runs every system once to warm up and then `rounds` times, interleaved; by name of the system."""
+    last = {system.name: system.run() for system in systems}
+    seconds = {system.name: [] for system in systems}
+    for number in range(rounds):
+        shift = number % len(systems)
+        order = systems[shift:] + systems[:shift]
+        # Backwards every other round, so that no system always follows the same one.
+        for system in order if number % 2 == 0 else reversed(order):
+            start = time.perf_counter()
+            last[system.name] = system.run()
+            seconds[system.name].append((time.perf_counter() - start) / system.units)
+    return {s.name: Result(case, s, np.array(seconds[s.name]), last[s.name]) for s in systems}
+
+
+def ratios(results: dict[str, Result], name: str, to: str = REFERENCE) -> tuple[float, float, float]:
+    """First quartile, median and third quartile over the rounds of the time of `name` over that of `to`."""
+    return tuple(np.quantile(results[name].seconds / results[to].seconds, [0.25, 0.5, 0.75]))
+
+
+def spread(results: dict[str, Result]) -> float:
+    """How far from 1 the quartiles of the A/A ratio are: differences below this say nothing."""
+    low, _, high = ratios(results, A_A)
+    return float(max(abs(low - 1), abs(high - 1)))
+
+
+def table(results: dict[str, Result], unit: str) -> str:
+    """Times per `unit`, with ratios to the reference (median, quartiles) and the A/A ratio beside them."""
+    reference = results[REFERENCE].system
+    noise = _quartiles(*ratios(results, A_A))
+    lines = [["system", f"time/{unit}", "ratio (quartiles)", "A/A", "compile", "flops", "ratio"]]
+    lines[0] += ["temp bytes", "ratio"]
+    for name, result in results.items():
+        system = result.system
+        lines.append(
+            [name, f"{np.median(result.seconds) * 1e6:,.1f} us", _quartiles(*ratios(results, name)), noise]
+            + [f"{system.compile_seconds:.2f} s"]
+            + [_count(system.flops), _ratio(system.flops, reference.flops)]
+            + [_count(system.temp_bytes), _ratio(system.temp_bytes, reference.temp_bytes)]
+        )
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    text = [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    return "\n".join([next(iter(results.values())).case, text[0], "-" * len(text[0]), *text[1:]])
+
+
+def _quartiles(low, middle, high):
+    return f"{middle:.3f} ({low:.3f}-{high:.3f})"
+
+
+def _count(number):
+    return "-" if number is None else f"{number:,.0f}"
+
+
+def _ratio(number, reference):
+    return "-" if number is None or not reference else f"{number / reference:.4f}"
+
+
+def load() -> str:
+    """How busy the machine is, in words."""
+    busy = "/".join(f"{value:.2f}" for value in os.getloadavg()) if hasattr(os, "getloadavg") else "unknown"
+    return f"load {busy} (1, 5 and 15 minutes) on {os.cpu_count()} cores, {jax.devices()[0].device_kind}"
+
+
+def parser(description: str, rounds: int = 9) -> argparse.ArgumentParser:
+    """The options all benchmarks take."""
+    result = argparse.ArgumentParser(description=description)
+    result.add_argument("--json", type=Path, metavar="PATH", help="also write the rows there")
+    result.add_argument("--rounds", type=int, default=rounds, help=f"timed runs of each system ({rounds})")
+    return result
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    """Writes the rows as JSON: whoever reads `path` sees the old file or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w") as file:
+        json.dump(rows, file, indent=1, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
