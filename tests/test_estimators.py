@@ -95,6 +95,13 @@ def test_moments_rounds_up_to_batches_and_counts_them():
     assert moments(jax.random.normal, jax.random.key(0), 7).count == 7
 
 
+def test_moments_of_integers_and_of_many_numbers():
+    m = moments(lambda key: jax.random.poisson(key, 3.0), jax.random.key(0), 100_000)
+    assert abs(m.mean - 3) < Z_LIMIT * np.sqrt(3 / 100_000)
+    many = moments(lambda key: jax.random.normal(key, (3000,)), jax.random.key(0), 2000)
+    assert many.count == 2666  # two batches of 1333
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [({"num_draws": 1}, "num_draws"), ({"num_draws": 9, "batch_size": 0}, "batch_size")],
@@ -163,6 +170,26 @@ def test_init_runs_for_real_where_the_program_branches_on_its_arguments():
 
     assert init(branching, jax.random.key(0), jnp.ones(2), True) == {"a": 1.0}
     assert init(branching, jax.random.key(0), jnp.ones(2), False) == {"b": 2.0}
+
+
+def test_model_and_guide_do_not_share_their_initial_noise():
+    def drawing(name):
+        return lambda: numpyro.param(name, lambda key: jax.random.normal(key, (3,)))
+
+    params = init((drawing("v"), drawing("w")), jax.random.key(0))
+    assert not np.allclose(params["v"], params["w"])
+    np.testing.assert_array_equal(params["w"], init(drawing("w"), jax.random.key(0))["w"])
+
+
+@pytest.mark.parametrize(
+    "look", [lambda x: x[x > 0], lambda x: range(x.astype(int)[0]), lambda x: np.asarray(x)]
+)
+def test_init_runs_for_real_what_tracing_cannot(look):
+    def looking(x):
+        look(x)
+        numpyro.param("a", 1.0)
+
+    assert init(looking, jax.random.key(0), jnp.ones(2)) == {"a": 1.0}
 
 
 def test_constrain_names_the_missing_param():

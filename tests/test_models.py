@@ -12,7 +12,7 @@ from scipy.stats import norm
 
 from vinb import data, training
 from vinb.estimators import init
-from vinb.models import VAE, Dense, normal
+from vinb.models import VAE, Dense, constant_scale
 from vinb.objectives import elbo, iwelbo
 from vinb.programs import log_density, simulate
 
@@ -20,7 +20,7 @@ KEY = jax.random.key(0)
 
 
 def small_vae(likelihood="bernoulli", hidden=(7,)):
-    return VAE.init(KEY, 5, 3, hidden, likelihood=likelihood, initialiser=normal(0.5))
+    return VAE.init(KEY, 5, 3, hidden, likelihood=likelihood, init_scale=constant_scale(0.5))
 
 
 BINARY = jnp.array([[1, 0, 1, 1, 0], [0, 0, 1, 0, 1]], jnp.float32)
@@ -89,7 +89,7 @@ def test_data_points_are_independent_and_have_their_own_noise():
 
 
 def test_initial_values_have_the_asked_spread():
-    vae = VAE.init(KEY, 784, 20, (400,), initialiser=normal(0.1))
+    vae = VAE.init(KEY, 784, 20, (400,), init_scale=constant_scale(0.1))
     weights = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(vae)])
     assert abs(weights.std() / 0.1 - 1) < 4.5 / np.sqrt(2 * weights.size)
     layer = VAE.init(KEY, 784, 20, (400,)).encoder.hidden[0]

@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import optax
 import pytest
+from numpyro.infer.autoguide import AutoNormal
 
-from vinb.estimators import init, moments
+from vinb import training
+from vinb.estimators import constrain, init, moments
 from vinb.objectives import elbo, iwelbo, wake_sleep
 from vinb.programs import log_density, simulate
 
@@ -106,6 +109,35 @@ def test_iwelbo_rises_to_the_evidence_and_starts_at_the_elbo():
     np.testing.assert_allclose(evidence - means[2], (ratio - 1) / 100, rtol=0.1)
 
 
+@pytest.mark.parametrize("num_particles", [2, 3])
+def test_iwelbo_value_and_gradient_equal_quadrature(num_particles):
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    with jax.enable_x64(True):
+        eps = np.stack(np.meshgrid(*[nodes] * num_particles), -1).reshape(-1, num_particles)
+        probability = np.prod(np.meshgrid(*[weights / weights.sum()] * num_particles), axis=0).ravel()
+
+        def bound(mu, s):
+            z = mu + s * eps
+            log_w = (
+                -((X - W * z) ** 2) / (2 * S2)
+                - 0.5 * jnp.log(2 * jnp.pi * S2)
+                - z**2 / 2
+                + eps**2 / 2
+                + jnp.log(s)
+            )
+            return probability @ (jax.nn.logsumexp(log_w, axis=1) - jnp.log(num_particles))
+
+        value, (d_mu, d_s) = jax.tree.map(float, jax.value_and_grad(bound, (0, 1))(MU, S))
+    ours = iwelbo(model, guide, num_particles=num_particles)
+    m = moments(lambda k: jax.value_and_grad(ours)(PARAMS, k, X), jax.random.key(7), 2_000_000)
+    exact = {"value": value, "mu": d_mu, "s": d_s}
+    mean = {"value": m.mean[0], **m.mean[1]}
+    error = {"value": m.standard_error[0], **m.standard_error[1]}
+    for name in exact:
+        assert abs(mean[name] - exact[name]) < 4.5 * error[name], name
+        assert error[name] < 0.02 * abs(exact[name]) / 5, name
+
+
 @pytest.mark.parametrize("J", [1, 3])
 def test_gaussian_kl_equals_quadrature_and_is_zero_at_the_prior(J):
     # The divergence term alone: a model without data.
@@ -158,6 +190,26 @@ def test_scale_handlers_and_plates_count():
         assert m.standard_error < 0.002 * abs(expected)
 
 
+@pytest.mark.parametrize("num_particles", [1, 2])
+def test_a_scale_for_each_datum_counts_for_its_own(num_particles):
+    scales, data = jnp.array([1.0, 2.0, 3.0]), jnp.array([2.0, 1.0, -1.0])
+
+    def scaled_model(x):
+        with numpyro.plate("batch", 3), numpyro.handlers.scale(scale=scales):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+            numpyro.sample("x", dist.Normal(0.0 * z, 1.0), obs=x)
+
+    def scaled_guide(x):
+        with numpyro.plate("batch", 3), numpyro.handlers.scale(scale=scales):
+            numpyro.sample("z", dist.Normal(numpyro.param("mu", 0.0) * x, 1.0))
+
+    expected = (scales * (dist.Normal(0.0, 1.0).log_prob(data) - 0.5 * (MU * data) ** 2)).sum()
+    bound = elbo(scaled_model, scaled_guide, num_particles=num_particles)
+    np.testing.assert_allclose(bound(PARAMS, jax.random.key(0), data), expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="has a scale of"):
+        iwelbo(scaled_model, scaled_guide, num_particles=2)(PARAMS, jax.random.key(0), data)
+
+
 def test_wake_sleep_gradients_are_those_of_its_two_phases():
     # Model w: E_q d/dw log p = E[(x - w z) z] / S2. Guide z ~ N(c x, s^2): E_p d/dc log q = E[(z - c x) x] / s^2.
     w, c, s = 0.7, 0.4, 0.5
@@ -186,6 +238,19 @@ def test_simulate_and_log_density_agree():
     density, _ = log_density(guide, PARAMS, run.values, X)
     np.testing.assert_allclose(run.log_density, density, rtol=1e-6)
     np.testing.assert_allclose(density, dist.Normal(MU, S).log_prob(run.values["z"]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrap", [lambda guide: guide, lambda guide: lambda x: guide(x)])
+def test_an_automatic_guide_works_unedited(wrap):
+    guide = wrap(AutoNormal(model))
+    params = init((model, guide), jax.random.key(0), X)
+    bound = elbo(model, guide)
+    fitted = training.fit(
+        lambda p, k: -bound(p, k, X), params, optax.adam(0.05), jax.random.key(1), num_steps=1000, loop="scan"
+    )
+    posterior = constrain(guide, fitted.params, X)
+    np.testing.assert_allclose(posterior["z_auto_loc"], W * X / S2 / (1 + LAM), atol=0.1)
+    np.testing.assert_allclose(posterior["z_auto_scale"], (1 + LAM) ** -0.5, atol=0.06)
 
 
 class TestRefusals:
@@ -218,10 +283,22 @@ class TestRefusals:
 
         with pytest.raises(ValueError, match="no entry for the latent site 'z'"):
             elbo(model, other, kl="monte-carlo")({}, jax.random.key(0), X)
-        with pytest.raises(ValueError, match=r"\['y'\], but the program has no such sites"):
+        with pytest.raises(ValueError, match=r"\['y'\], but the program has no such latent sites"):
             elbo(model, both, kl="monte-carlo")(PARAMS, jax.random.key(0), X)
         with pytest.raises(ValueError, match="one latent site"):
             elbo(model, both)(PARAMS, jax.random.key(0), X)
+
+    def test_a_guide_that_samples_the_data(self):
+        def both(x):
+            guide(x)
+            numpyro.sample("x", dist.Normal(0.0, 1.0))
+
+        with pytest.raises(ValueError, match="must not sample what the model observes"):
+            elbo(model, both, kl="monte-carlo")(PARAMS, jax.random.key(0), X)
+
+    def test_a_forgotten_param(self):
+        with pytest.raises(ValueError, match="no entry for the param site 's'"):
+            elbo(model, guide)({"mu": PARAMS["mu"]}, jax.random.key(0), X)
 
     def test_no_closed_form(self):
         def heavy(x):

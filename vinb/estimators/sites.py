@@ -5,6 +5,7 @@ Design notes. Each random site's key is ``fold_in(key, crc32(site name))``, not 
 a program can be compared site by site.
 """
 
+import functools
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,10 @@ from numpyro.distributions import biject_to, constraints
 from numpyro.primitives import Messenger
 
 Params = dict[str, Any]
+
+
+def _site_key(key, name):
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 class site_keys(Messenger):
@@ -36,7 +41,7 @@ class site_keys(Messenger):
             if name is None:  # numpyro.prng_key() has no name; a slash cannot collide with a site's
                 name = f"/prng_key/{self.num_unnamed}"
                 self.num_unnamed += 1
-            msg["kwargs"]["rng_key"] = jax.random.fold_in(self.key, zlib.crc32(name.encode()))
+            msg["kwargs"]["rng_key"] = _site_key(self.key, name)
 
 
 class unconstrained_params(Messenger):
@@ -47,25 +52,46 @@ class unconstrained_params(Messenger):
         super().__init__(fn)
 
     def process_message(self, msg):
-        if msg["type"] == "param" and msg["name"] in self.params:
-            msg["value"] = _bijector(msg)(self.params[msg["name"]])
+        if msg["type"] == "param":
+            # Left alone, a forgotten param would stay at its initial value without a word.
+            msg["value"] = _bijector(msg)(_value(self.params, msg["name"]))
+
+
+def _value(params, name):
+    if name not in params:
+        raise ValueError(
+            f"params has no entry for the param site {name!r}; it has {sorted(params)}. "
+            "Make it with init((model, guide), key, *args)."
+        )
+    return params[name]
 
 
 def _bijector(site):
     return biject_to(site["kwargs"].get("constraint", constraints.real))
 
 
-class _initial_params(Messenger):
-    """Record the param sites of ``fn``, computing their initial values even while the rest is only traced."""
+class _RunForReal(Exception):
+    """Tracing a program will not do."""
 
-    def __init__(self, fn: Callable | None = None):
-        self.sites = {}
+
+class _initial_params(Messenger):
+    """Record the param sites of ``fn`` with their initial values, each drawn with a key of the site's own."""
+
+    def __init__(self, fn: Callable | None = None, *, key: jax.Array, tracing: bool):
+        self.key, self.tracing, self.sites, self.in_param = key, tracing, {}, False
         super().__init__(fn)
 
     def process_message(self, msg):
+        if msg["type"] == "prng_key" and self.tracing and not self.in_param:
+            # Automatic guides ask for a key when they first see their model, and would keep traced values of that run.
+            raise _RunForReal
         if msg["type"] == "param" and msg["value"] is None:
-            with jax.ensure_compile_time_eval():
+            self.in_param = True
+            with jax.ensure_compile_time_eval(), site_keys(key=_site_key(self.key, msg["name"])):
                 msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])
+            self.in_param = False
+            if self.tracing and any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves(msg["value"])):
+                raise _RunForReal
 
     def postprocess_message(self, msg):
         if msg["type"] == "param":
@@ -73,34 +99,37 @@ class _initial_params(Messenger):
 
 
 def _param_sites(program, key, args, kwargs):
-    """The param sites of ``program`` with their initial values; the program itself is only traced where that will do."""
+    """The param sites of ``program`` with their initial values.
+
+    The program is traced, since operation by operation it would be slow to compile, and only shapes matter. One that looks at
+    its arguments' values, or computes an initial value from them, is run for real.
+    """
     leaves, structure = jax.tree.flatten((args, kwargs))
     arrays = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
-    recorder = _initial_params()
+    given = [leaf for is_array, leaf in zip(arrays, leaves, strict=True) if is_array]
 
-    def run(*given):
+    def run(recorder, *given):
         given = iter(given)
         mixed = [next(given) if is_array else leaf for is_array, leaf in zip(arrays, leaves, strict=True)]
         args, kwargs = structure.unflatten(mixed)
         with site_keys(key=key), recorder:
             program(*args, **kwargs)
 
-    given = [leaf for is_array, leaf in zip(arrays, leaves, strict=True) if is_array]
-    # Tracing, since operation by operation a program is slow to compile, and since only shapes matter. A program that looks
-    # at its arguments' values, or computes an initial value from them, is run for real.
     try:
-        jax.eval_shape(run, *given)
-        known = not any(
-            isinstance(v, jax.core.Tracer)
-            for s in recorder.sites.values()
-            for v in jax.tree.leaves(s["value"])
-        )
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
-        known = False
-    if not known:
-        recorder.sites.clear()
-        run(*given)
+        recorder = _initial_params(key=key, tracing=True)
+        jax.eval_shape(functools.partial(run, recorder), *given)
+    except (_RunForReal, *_NEEDS_VALUES):
+        recorder = _initial_params(key=key, tracing=False)
+        run(recorder, *given)
     return recorder.sites
+
+
+_NEEDS_VALUES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 
 
 def init(program: Callable | tuple[Callable, ...], key: jax.Array, *args, **kwargs) -> Params:
@@ -132,9 +161,5 @@ def constrain(program: Callable | tuple[Callable, ...], params: Params, *args, *
     values: Params = {}
     for one in programs:
         for name, site in _param_sites(one, jax.random.key(0), args, kwargs).items():
-            if name not in params:
-                raise ValueError(
-                    f"params has no entry for the param site {name!r}; it has {sorted(params)}. Make it with init()."
-                )
-            values[name] = _bijector(site)(params[name])
+            values[name] = _bijector(site)(_value(params, name))
     return values

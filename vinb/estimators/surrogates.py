@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
@@ -17,14 +18,26 @@ def score_function(
     Args:
         cost: cost of each sample; its own dependence on the parameters is differentiated too.
         log_prob: log probability of each sample, as a function of the parameters, same shape as ``cost``. Where it is minus
-            infinity the sample cannot have been drawn and contributes no score.
-        baseline: subtracted from the cost in the score term.
+            infinity the sample cannot have been drawn and contributes no score (a NaN in the derivative of the infinity itself,
+            that of ``log(p)`` at 0, still gets through).
+        baseline: subtracted from the cost in the score term; of the shape of ``cost``, or broadcast to it.
 
     Returns:
         An array like ``cost``.
+
+    Raises:
+        ValueError: if the shapes do not agree: broadcasting would count a cost several times.
     """
-    reachable = jnp.isfinite(log_prob)
-    log_prob = jnp.where(reachable, log_prob, 0.0)
+    shapes = jnp.shape(cost), jnp.shape(log_prob)
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"cost and log_prob must have the same shape, one entry per sample; got {shapes[0]} and {shapes[1]}"
+        )
+    if np.broadcast_shapes(jnp.shape(baseline), shapes[0]) != shapes[0]:
+        raise ValueError(
+            f"baseline of shape {jnp.shape(baseline)} does not broadcast to the cost's shape {shapes[0]}"
+        )
+    log_prob = jnp.where(jnp.isneginf(log_prob), 0.0, log_prob)
     return cost + stop_gradient(cost - baseline) * (log_prob - stop_gradient(log_prob))
 
 
@@ -41,4 +54,4 @@ def straight_through(key: jax.Array, logits: Float[Array, "..."]) -> Float[Array
     """
     probs = jax.nn.sigmoid(logits)
     sample = jax.random.bernoulli(key, probs).astype(probs.dtype)
-    return sample + probs - stop_gradient(probs)
+    return sample + (probs - stop_gradient(probs))  # in this order: the bracket is exactly zero

@@ -1,5 +1,7 @@
 """The variational auto-encoder: a deep latent Gaussian model and its recognition model, as NumPyro programs."""
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -35,22 +37,14 @@ class TanhNetwork(eqx.Module):
         return tuple(head(x) for head in self.heads)
 
 
-def glorot_uniform(key: jax.Array, inputs: int, outputs: int) -> Dense:
-    """Uniform weights of variance ``2 / (inputs + outputs)`` and zero biases."""
-    return Dense(jax.nn.initializers.glorot_uniform()(key, (inputs, outputs)), jnp.zeros(outputs))
+def glorot(inputs: int, outputs: int) -> tuple[float, float]:
+    """Standard deviations of a layer's initial weights and biases: ``sqrt(2 / (inputs + outputs))`` and zero."""
+    return (2 / (inputs + outputs)) ** 0.5, 0.0
 
 
-def normal(scale: float) -> Callable[[jax.Array, int, int], Dense]:
-    """All weights and biases from ``N(0, scale^2)``."""
-
-    def initialise(key, inputs, outputs):
-        weight_key, bias_key = jax.random.split(key)
-        return Dense(
-            scale * jax.random.normal(weight_key, (inputs, outputs)),
-            scale * jax.random.normal(bias_key, (outputs,)),
-        )
-
-    return initialise
+def constant_scale(scale: float) -> Callable[[int, int], tuple[float, float]]:
+    """The same standard deviation for all initial weights and biases."""
+    return lambda inputs, outputs: (scale, scale)
 
 
 class VAE(eqx.Module):
@@ -74,7 +68,7 @@ class VAE(eqx.Module):
         hidden_sizes: Sequence[int],
         *,
         likelihood: Literal["bernoulli", "gaussian"] = "bernoulli",
-        initialiser: Callable[[jax.Array, int, int], Dense] = glorot_uniform,
+        init_scale: Callable[[int, int], tuple[float, float]] = glorot,
     ) -> "VAE":
         """Draw the networks' initial parameters.
 
@@ -85,7 +79,8 @@ class VAE(eqx.Module):
             hidden_sizes: widths of the encoder's hidden layers from data to latents; the decoder mirrors them.
             likelihood: ``"bernoulli"`` for binary data; ``"gaussian"`` for data in (0, 1): mean through a sigmoid, and a free
                 log variance per variable that depends on ``z``, so that the density is unbounded (kingma2014aevb, section 5).
-            initialiser: ``(key, inputs, outputs)`` to a :class:`Dense`.
+            init_scale: a layer's ``(inputs, outputs)`` to the standard deviations of its initial weights and of its biases, which
+                are normal around zero.
 
         Raises:
             ValueError: if a size is not positive or the likelihood is unknown.
@@ -99,21 +94,13 @@ class VAE(eqx.Module):
                 raise ValueError(f"{name} must be positive, got {sizes}")
         if likelihood not in ("bernoulli", "gaussian"):
             raise ValueError(f"likelihood must be 'bernoulli' or 'gaussian', got {likelihood!r}")
-        encoder_key, decoder_key = jax.random.split(key)
-
-        def network(key, inputs, widths, outputs, num_heads):
-            sizes = [inputs, *widths]
-            keys = jax.random.split(key, len(widths) + num_heads)
-            hidden = tuple(initialiser(k, i, o) for k, i, o in zip(keys, sizes[:-1], sizes[1:], strict=False))
-            return TanhNetwork(hidden, tuple(initialiser(k, sizes[-1], outputs) for k in keys[len(widths) :]))
-
-        heads = 1 if likelihood == "bernoulli" else 2
-        return cls(
-            network(encoder_key, data_size, list(hidden_sizes), latent_size, 2),
-            network(decoder_key, latent_size, list(hidden_sizes)[::-1], data_size, heads),
-            latent_size,
-            likelihood,
+        widths = tuple(hidden_sizes)
+        num_heads = 1 if likelihood == "bernoulli" else 2
+        networks = (
+            ((data_size, *widths, latent_size), 2),
+            ((latent_size, *widths[::-1], data_size), num_heads),
         )
+        return cls(*_networks(key, networks, init_scale), latent_size, likelihood)
 
     def encode(self, x: Float[Array, "*batch data"]) -> dist.Distribution:
         """The guide's distribution of ``z`` given ``x``."""
@@ -141,6 +128,24 @@ class VAE(eqx.Module):
         encoder = eqx.combine(params["encoder$params"], self.encoder)
         decoder = eqx.combine(params["decoder$params"], self.decoder)
         return VAE(encoder, decoder, self.latent_size, self.likelihood)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _networks(key, networks, init_scale):
+    """A network for each ``(sizes, num_heads)``. One program and one draw for all, since compiling takes the time."""
+    shapes = []
+    for (*hidden, last, outputs), num_heads in networks:
+        widths = [*hidden, last]
+        shapes.append(([*itertools.pairwise(widths)], [(last, outputs)] * num_heads))
+    noise = jax.random.normal(key, (sum((i + 1) * o for hidden, heads in shapes for i, o in hidden + heads),))
+
+    def layer(inputs, outputs):
+        nonlocal noise
+        weight, bias, noise = jnp.split(noise, [inputs * outputs, (inputs + 1) * outputs])
+        weight_scale, bias_scale = init_scale(inputs, outputs)
+        return Dense(weight_scale * weight.reshape(inputs, outputs), bias_scale * bias)
+
+    return [TanhNetwork(*(tuple(layer(*s) for s in part) for part in parts)) for parts in shapes]
 
 
 def _check_data(x, likelihood):

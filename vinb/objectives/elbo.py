@@ -1,6 +1,7 @@
 """The evidence lower bound of a NumPyro model and guide, with the gradient estimators of Auto-Encoding Variational Bayes."""
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Literal
 
 import jax
@@ -96,11 +97,11 @@ def _analytic(model, guide, params, q: Simulation, args, kwargs):
             "pass kl='monte-carlo', or register one with numpyro.distributions.kl.kl_divergence"
         ) from error
     log_likelihood = sum((site_log_density(s) for s in trace.values() if s["type"] == "sample"), start=0.0)
-    return log_likelihood - jnp.sum(divergence) * (1.0 if prior["scale"] is None else prior["scale"])
+    return log_likelihood - jnp.sum(divergence if prior["scale"] is None else prior["scale"] * divergence)
 
 
 def check_num_particles(num_particles):
-    if not isinstance(num_particles, int) or num_particles < 1:
+    if isinstance(num_particles, bool) or not isinstance(num_particles, Integral) or num_particles < 1:
         raise ValueError(f"num_particles must be a positive integer, got {num_particles!r}")
 
 

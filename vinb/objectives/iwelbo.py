@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
+from numpyro.distributions.util import is_identically_one
 
 from vinb.estimators import Params
 from vinb.objectives.elbo import Objective, check_num_particles, check_reparameterised
@@ -25,13 +26,19 @@ def iwelbo(model: Callable, guide: Callable, *, num_particles: int) -> Objective
         A function ``(params, key, *args)`` to an estimate of the bound on the log evidence of ALL the data in ``args`` together.
         For the sum of the bounds on each datum, which is tighter, map it over data: ``jax.vmap`` or ``jax.lax.map`` of
         ``lambda key, x: bound(params, key, x[None])``.
+
+    Raises:
+        ValueError: for a ``num_particles`` below one; and, when called, for a guide site without reparameterisation, for sites
+            that model and guide do not share, and for a scaled site.
     """
     check_num_particles(num_particles)
 
     def log_weight(params, key, *args, **kwargs):
         q = simulate(guide, params, key, *args, **kwargs)
         check_reparameterised(q)
-        log_p, _ = log_density(model, params, q.values, *args, **kwargs)
+        log_p, trace = log_density(model, params, q.values, *args, **kwargs)
+        _check_unscaled(q.trace)
+        _check_unscaled(trace)
         return log_p - q.log_density
 
     def objective(params: Params, key: jax.Array, *args, **kwargs) -> Float[Array, ""]:
@@ -40,3 +47,12 @@ def iwelbo(model: Callable, guide: Callable, *, num_particles: int) -> Objective
         return logsumexp(log_weights) - jnp.log(num_particles)
 
     return objective
+
+
+def _check_unscaled(trace):
+    for name, site in trace.items():
+        if site["type"] == "sample" and site["scale"] is not None and not is_identically_one(site["scale"]):
+            raise ValueError(
+                f"site {name!r} has a scale of {site['scale']}: the logarithm of an average of scaled weights bounds nothing. "
+                "Remove numpyro.handlers.scale or the subsampling plate, and scale the bound on the minibatch instead."
+            )

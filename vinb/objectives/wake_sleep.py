@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 from numpyro.handlers import uncondition
@@ -31,6 +32,7 @@ def wake_sleep(model: Callable, guide: Callable, *, observed: str) -> Objective:
     """
 
     def objective(params: Params, key: jax.Array, x: Array, *args) -> Float[Array, ""]:
+        x = jnp.asarray(x)
         frozen = jax.tree.map(stop_gradient, params)
         wake_key, sleep_key = jax.random.split(key)
         wake = simulate(guide, frozen, wake_key, x, *args)
@@ -42,7 +44,9 @@ def wake_sleep(model: Callable, guide: Callable, *, observed: str) -> Objective:
                 f"observed={observed!r} is not a sample site of the model; its sites are {sorted(dream)}"
             )
         x_dreamt = dream.pop(observed)
-        log_q, _ = log_density(guide, params, dream, x_dreamt.astype(x.dtype), *args)
+        if jnp.issubdtype(x_dreamt.dtype, jnp.integer) and jnp.issubdtype(x.dtype, jnp.floating):
+            x_dreamt = x_dreamt.astype(x.dtype)  # the guide's networks want the data's type
+        log_q, _ = log_density(guide, params, dream, x_dreamt, *args)
         # Samples of reparameterised sites still depend on nothing trainable: `frozen` went in.
         return log_p + log_q
 

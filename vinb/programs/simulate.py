@@ -30,8 +30,8 @@ def latent_sites(trace: dict[str, Any]) -> dict[str, Any]:
 
 def site_log_density(site: dict[str, Any]) -> Float[Array, ""]:
     """Log density of one sample site of a trace at its value, summed and scaled (``numpyro.handlers.scale``, plates)."""
-    log_prob = jnp.sum(site["fn"].log_prob(site["value"]))
-    return log_prob if site["scale"] is None else site["scale"] * log_prob
+    log_prob = site["fn"].log_prob(site["value"])
+    return jnp.sum(log_prob if site["scale"] is None else site["scale"] * log_prob)
 
 
 def simulate(program: Callable, params: Params, key: jax.Array, *args, **kwargs) -> Simulation:
@@ -62,15 +62,16 @@ def log_density(
         values: a value for each latent site.
 
     Raises:
-        ValueError: if ``values`` lacks a latent site of the program, or names one that the program does not have.
+        ValueError: if ``values`` lacks a latent site of the program or has one that it does not (an observed one, say), if
+            ``params`` lacks a param site, or if a plate would subsample at random.
     """
     forced = _Forced(substitute(unconstrained_params(program, params=params), data=values), values=values)
     log_probs, trace = compute_log_probs(forced, args, kwargs, {})
-    unknown = sorted(set(values) - set(trace))
+    unknown = sorted(set(values) - set(latent_sites(trace)))
     if unknown:
         raise ValueError(
-            f"values has {unknown}, but the program has no such sites; its latent sites are {sorted(latent_sites(trace))}. "
-            "A model and its guide must use the same site names."
+            f"values has {unknown}, but the program has no such latent sites; it has {sorted(latent_sites(trace))}. "
+            "A model and its guide must use the same names, and a guide must not sample what the model observes."
         )
     return sum(log_probs.values(), start=0.0), trace
 
