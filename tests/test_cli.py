@@ -1,13 +1,16 @@
-"""The command line as a user types it; notebooks are run for real in test_notebook_tools.py."""
+"""The command line as a user types it, and ci/expected.py; notebooks are run for real in test_notebook_tools.py."""
 
+import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from test_notebook_tools import notebook
 
 from vinb import cli, experiment
+from vinb.data import files
 from vinb.experiment import notebooks
 
 
@@ -58,6 +61,8 @@ def test_cite_prefers_the_larger_preset(root, capsys):
         (["run", "toy", "-p", "step=3"], "Did you mean 'steps'"),
         (["run", "toy", "-p", "steps"], "write NAME=VALUE"),
         (["run", "toy", "-p", "preset=huge"], "not one of smoke, cpu, paper"),
+        (["run", "toy", "-p", "seed=false"], "seed: needs an integer"),
+        (["run", "toy", "-p", "step=3"], "steps               the preset's value  count"),
         (["run", "toy", "-p", "preset=cpu", "--preset", "smoke"], "contradict"),
         (["list", "--root", "/nowhere"], "--root names '/nowhere'"),
         (["data", "verify", "mnits"], "Did you mean 'mnist'"),
@@ -121,6 +126,39 @@ def test_the_default_preset_injects_nothing(root, monkeypatch):
     assert calls[0]["parameters"] == {}
 
 
+def test_false_is_not_taken_for_zero(root, monkeypatch):
+    notebook(root, parameters='preset = "cpu"\nseed = 0\nburn_in = 0\nsteps = None\n')
+    calls = fake(monkeypatch, root)
+    assert cli.main(["run", "toy", "-p", "burn_in=false"]) == 0
+    assert calls[0]["parameters"] == {"burn_in": False}
+
+
+BROKEN = ["<<<<<<< HEAD", '{"nbformat": 4, "cells": 3}', '{"nbformat": 4, "cells": [{"cell_type": "code"}]}']
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_broken_notebook_is_named_and_hides_no_other(root, capsys, text):
+    (root / "notebooks" / "broken.ipynb").write_text(text)
+    assert cli.main(["run", "broken"]) == 2
+    assert "broken.ipynb is not a notebook" in capsys.readouterr().err
+    assert cli.main(["list"]) == 2
+    out, err = capsys.readouterr()
+    assert "A toy" in out
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("broken")] == ["unreadable"]
+    assert "broken.ipynb is not a notebook" in err
+
+
+@pytest.mark.parametrize("change", [("{", "["), ('"figures": [', '"figures": [3, ')])
+def test_a_broken_record_is_named(root, capsys, change):
+    file = root / "notebooks" / "toy" / "cpu" / "record.json"
+    file.write_text(file.read_text().replace(*change))
+    assert cli.main(["list"]) == 2
+    out, err = capsys.readouterr()
+    assert "cpu: unreadable" in " ".join(out.split())
+    assert "record.json' is not" in err
+    assert cli.main(["cite", "toy"]) == 2
+
+
 def test_run_exits_1_for_a_failed_claim(root, monkeypatch):
     fake(monkeypatch, root)
     file = root / "notebooks" / "toy" / "cpu" / "record.json"
@@ -153,6 +191,72 @@ def test_list_and_cite_do_not_import_what_is_slow(root, arguments):
         "assert not slow, slow"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_data_list_says_where_files_are_without_paths(tmp_path, monkeypatch, capsys):
+    def found():
+        assert cli.main(["data", "list"]) == 0
+        out = capsys.readouterr().out
+        assert "/" not in "".join(
+            line[:90] for line in out.splitlines() if line.startswith(("mnist", "digits"))
+        )
+        rows = {row[0]: row[4] for row in cli.data_table().rows}
+        return [rows[name] for name in ("mnist", "digits", "frey-face")]
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert found() == ["embedded", "embedded", "yours"]
+    (tmp_path / "own" / "digits").mkdir(parents=True)
+    (tmp_path / "own" / "digits" / "digits.csv").touch()
+    monkeypatch.setenv("VINB_DATA", str(tmp_path / "own"))
+    assert found() == ["embedded", "VINB_DATA", "yours"]
+    monkeypatch.setattr("vinb.data.files._places", lambda: [files.cache_folder()])
+    assert found() == ["not here", "not here", "yours"]
+    (files.cache_folder() / "digits").mkdir(parents=True)
+    (files.cache_folder() / "digits" / "digits.csv.gz").touch()
+    assert found() == ["not here", "cache", "yours"]
+
+
+def test_data_list_names_a_folder_that_is_none(monkeypatch, capsys):
+    monkeypatch.setenv("VINB_DATA", "/nowhere")
+    assert cli.main(["data", "list"]) == 2
+    assert "VINB_DATA=/nowhere is not a folder" in capsys.readouterr().err
+
+
+@pytest.fixture
+def expected(root, monkeypatch):
+    """ci/expected.py called on the root's committed smoke record."""
+    spec = importlib.util.spec_from_file_location(
+        "ci_expected", Path(__file__).parents[1] / "ci" / "expected.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "ROOT", root)
+    monkeypatch.setattr(module, "FOLDER", root / "expected")
+    run = root / "notebooks" / "toy" / "smoke"
+    monkeypatch.setattr(sys, "argv", ["expected.py", "toy", "--run", str(run)])
+    return module, run / "record.json"
+
+
+def test_expected_values_of_zero_have_a_tolerance(expected):
+    module, file = expected
+    content = json.loads(file.read_text())
+    fields = dict.fromkeys(("unit", "paper", "source", "setting", "error"))
+    content["result"]["metrics"] = [
+        {"name": n, "value": v} | fields for n, v in (("none", 0.0), ("ten", -10))
+    ]
+    file.write_text(json.dumps(content))
+    assert module.main() == 0
+    metrics = json.loads((module.FOLDER / "toy.json").read_text())["metrics"]
+    assert {name: metric["tolerance"] for name, metric in metrics.items()} == {"none": 1e-6, "ten": 0.2}
+
+
+@pytest.mark.parametrize("change", [('"held"', '"failed"'), ('"overrides": []', '"overrides": ["steps"]')])
+def test_expected_values_come_from_no_failed_or_changed_run(expected, change):
+    module, file = expected
+    assert change[0] in file.read_text()
+    file.write_text(file.read_text().replace(*change))
+    assert module.main() == 1
+    assert not module.FOLDER.exists()
 
 
 def test_python_dash_m_and_version():

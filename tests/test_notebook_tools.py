@@ -284,6 +284,85 @@ def test_unknown_names_and_foreign_folders_are_refused_before_a_kernel_starts(tm
     assert (tmp_path / "mine" / "thesis.tex").exists()
 
 
+def test_a_folder_with_another_notebook_or_the_notebook_itself_is_not_replaced(tmp_path, monkeypatch):
+    path = notebook(tmp_path)
+    monkeypatch.setattr(notebooks, "_papermill", lambda *_: pytest.fail("it ran"))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.ipynb").write_text("years of work")
+    with pytest.raises(FileExistsError, match=r"thesis\.ipynb"):
+        notebooks.execute(path, output_dir=mine)
+    (path.parent / "references.bib").unlink()
+    with pytest.raises(FileExistsError, match="holds the notebook itself"):
+        notebooks.execute(path, output_dir=path.parent)
+    assert (mine / "thesis.ipynb").read_text() == "years of work"
+    assert path.is_file()
+
+
+@pytest.mark.parametrize(
+    "failure", [None, notebooks.Failure(4, "1 / 0", "ZeroDivisionError: division by zero")]
+)
+def test_a_finders_file_is_no_obstacle_and_the_folder_for_failures_is_checked_too(
+    tmp_path, monkeypatch, failure
+):
+    path, runs = notebook(tmp_path), []
+    monkeypatch.setattr(notebooks, "_papermill", lambda *arguments: runs.append(arguments) or failure)
+    for name in ("run", "run-failed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".DS_Store").touch()
+    run = notebooks.execute(path, output_dir=tmp_path / "run")
+    assert run.folder.name == ("run" if failure is None else "run-failed")
+    (tmp_path / "run-failed").mkdir(exist_ok=True)
+    (tmp_path / "run-failed" / "notes.txt").touch()
+    with pytest.raises(FileExistsError, match=r"notes\.txt"):
+        notebooks.execute(path, output_dir=tmp_path / "run")
+    assert len(runs) == 1
+
+
+@pytest.mark.parametrize("obstacle", ["a foreign file", "a full disk"])
+def test_a_run_that_is_over_is_never_lost(tmp_path, monkeypatch, obstacle):
+    path, final = notebook(tmp_path), tmp_path / "run"
+    final.mkdir()
+    (final / "record.json").write_text("earlier")
+
+    def papermill(_, target, *__):
+        (target.parent / "record.json").write_text("hours of work")
+        if obstacle == "a foreign file":
+            (final / "notes.txt").touch()
+        else:
+            real = Path.rename
+            monkeypatch.setattr(
+                Path, "rename", lambda a, b: (_ for _ in ()).throw(OSError("full")) if "partial" in a.name else real(a, b)
+            )  # fmt: skip
+
+    monkeypatch.setattr(notebooks, "_papermill", papermill)
+    with pytest.raises(OSError, match=r"The run is over, and kept in .*\.run\.partial"):
+        notebooks.execute(path, output_dir=final)
+    (kept,) = tmp_path.glob(".run.partial-*")
+    assert (kept / "record.json").read_text() == "hours of work"
+    assert (final / "record.json").read_text() == "earlier"
+
+
+def test_publishing_what_is_incomplete_changes_nothing(published):
+    path, run = published / "notebooks" / "toy.ipynb", published / "runs" / "toy" / "cpu"
+    beside = path.with_suffix("")
+    before = path.read_bytes(), (run / "record.json").read_bytes()
+    content = json.loads(before[1])
+    content["result"]["figures"] = [{"name": "lost", "caption": "c", "alt": "a"}]
+    try:
+        (run / "record.json").write_text(json.dumps(content))
+        path.write_bytes(before[0].replace(b'"code_hash"', b'"old_hash"'))  # which publishing would mend
+        as_it_was = path.read_bytes()
+        with pytest.raises(FileNotFoundError, match="lost"):
+            notebooks.publish(path, run)
+        assert path.read_bytes() == as_it_was
+        assert [file.name for file in beside.rglob("*")] == ["cpu", "record.json"]
+        assert (beside / "cpu" / "record.json").read_bytes() == before[1]
+    finally:
+        (run / "record.json").write_bytes(before[1])
+        path.write_bytes(before[0])
+
+
 def test_an_interrupted_run_leaves_nothing(tmp_path):
     path = notebook(
         tmp_path, metric=f"open({str(tmp_path / 'started')!r}, 'w').close()\nimport time; time.sleep(60)"

@@ -1,13 +1,14 @@
 """``vinb list | run | cite | data | doctor``: a thin shell around papermill and `vinb.experiment`.
 
 Exit codes: 0 done; 1 a claim failed, a cell raised, or a check of `doctor` or `data verify` failed; 2 the
-call was wrong.
+call was wrong, or a file could not be read or written.
 """
 
 import argparse
 import ast
 import difflib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,26 +28,21 @@ class UsageError(ValueError):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code.
 
-    **Arguments:** `arguments`: the words after ``vinb``; None takes them from the process.
+    Args:
+        arguments: the words after ``vinb``; None takes them from the process.
     """
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
-    except (
-        UsageError,
-        parameters.ParameterError,
-        paths.RootNotFound,
-        FileExistsError,
-        FileNotFoundError,
-    ) as error:
+    except BrokenPipeError:  # `vinb list | head`
+        sys.stderr.close()
+        return 0
+    except (ValueError, OSError) as error:  # also a notebook or a record that is broken
         print(f"vinb: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("vinb: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `vinb list | head`
-        sys.stderr.close()
-        return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -111,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="data sets: list, verify, download")
     verbs = data.add_subparsers(required=True, metavar="VERB")
     for verb, words in (
-        ("list", "data sets with size, licence and where they are"),
+        ("list", "data sets with size, licence and where their files are"),
         ("verify", "compare checksums"),
         ("download", "fetch into the user's cache"),
     ):
@@ -127,15 +123,24 @@ def _parser() -> argparse.ArgumentParser:
 
 def _list(options: argparse.Namespace) -> int:
     root = paths.require_root(options.root)
-    known, rows = citation.references(root), []
+    known, rows, broken = citation.references(root), [], []
     for name, path in notebooks.discover(root).items():
-        nb = notebooks.read(path)
-        key = _paper_key(nb)
         found = []
         for preset in parameters.PRESETS:
             file = path.parent / name / preset / "record.json"
             if file.is_file():
-                found.append(f"{preset}: {verdict_counts(saved.load(file).result['claims'])}")
+                try:
+                    found.append(f"{preset}: {verdict_counts(saved.load(file).result['claims'])}")
+                except ValueError as error:
+                    found.append(f"{preset}: unreadable")
+                    broken.append(error)
+        try:
+            nb = notebooks.read(path)
+        except ValueError as error:
+            rows.append([name, "unreadable", "", "; ".join(found) or "none"])
+            broken.append(error)
+            continue
+        key = _paper_key(nb)
         rows.append(
             [name, _title(nb), citation.short(known[key]) if key in known else "", "; ".join(found) or "none"]
         )
@@ -143,7 +148,9 @@ def _list(options: argparse.Namespace) -> int:
         print(f"No notebooks in {paths.shown(root / 'notebooks')}.")
     else:
         print(Table(["notebook", "title", "paper", "committed records"], rows))
-    return 0
+    for error in broken:
+        print(f"vinb: {error}", file=sys.stderr)
+    return 2 if broken else 0
 
 
 def _title(nb: dict[str, Any]) -> str:
@@ -200,15 +207,17 @@ def _run(options: argparse.Namespace) -> int:
         given["preset"] = options.preset
     known = notebooks.parameters_of(notebooks.read(path))
     parameters.unknown(path.stem, given, known)
+    if "seed" in given:
+        parameters.check_seed(given["seed"])
     preset = given.get("preset", known["preset"].default if "preset" in known else None)
     if "preset" in known and preset not in parameters.PRESETS:
         raise UsageError(f"preset {preset!r} is not one of {', '.join(parameters.PRESETS)}.")
+    # A value that is the default needs no injected cell: the run is then one of the file as it stands. By repr, since
+    # False is no 0 and 1.0 no 1; whether they fit is for the notebook to say.
+    given = {name: value for name, value in given.items() if repr(value) != repr(known[name].default)}
     overrides = {name: value for name, value in given.items() if name != "preset" and value is not None}
-    overrides = {name: value for name, value in overrides.items() if value != known[name].default}
     base = Path(options.output_dir) if options.output_dir else (root or Path.cwd()) / "runs"
     folder = base / path.stem / paths.run_name(preset or "run", overrides)
-    # a preset that is the default needs no injected cell: the run is then one of the file as it stands
-    given = {name: value for name, value in given.items() if value != known[name].default}
     run = notebooks.execute(path, output_dir=folder, parameters=given, root=root, timeout=options.timeout)
     return _report(path, run)
 
@@ -263,7 +272,7 @@ def literal(text: str) -> Any:
 
 def _cite(options: argparse.Namespace) -> int:
     if Path(options.notebook).exists() and ("/" in options.notebook or options.notebook.endswith(".json")):
-        record = _load(Path(options.notebook))
+        record = saved.load(options.notebook)
     else:
         root = paths.require_root(options.root)
         folder = _find(options.notebook, root).with_suffix("")
@@ -279,20 +288,10 @@ def _cite(options: argparse.Namespace) -> int:
                 f"{options.notebook} has no {which[2:]}; run it and name its folder: "
                 f"vinb cite runs/{options.notebook}/cpu"
             )
-        record = _load(file)
-    try:
-        print(citation.bibtex(record, options.figure))
-        print(f"\n{citation.provenance(record, options.figure)}")
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+        record = saved.load(file)
+    print(citation.bibtex(record, options.figure))
+    print(f"\n{citation.provenance(record, options.figure)}")
     return 0
-
-
-def _load(path: Path) -> saved.SavedRecord:
-    try:
-        return saved.load(path)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
 
 
 def _data(options: argparse.Namespace) -> int:
@@ -334,10 +333,27 @@ def data_table() -> Table:
                 dataset.title,
                 f"{size / 1e6:.1f} MB" if size else "yours",
                 dataset.licence,
+                _found(name) if dataset.files else "yours",
                 dataset.source,
             ]
         )
-    return Table(["data set", "title", "size", "licence", "source"], rows, right=frozenset({2}))
+    return Table(["data set", "title", "size", "licence", "found", "source"], rows, right=frozenset({2}))
+
+
+def _found(name: str) -> str:
+    """Where a data set's files are, in words without the paths of a machine."""
+    from vinb import data
+    from vinb.data.files import cache_folder
+
+    try:
+        files = data.locate(name, download=False).values()
+    except data.DataError as error:
+        if str(error).startswith("VINB_DATA"):  # what is set is no folder
+            raise
+        return "not here"
+    given = os.environ.get("VINB_DATA")
+    places = {cache_folder(): "cache"} | ({Path(given).expanduser(): "VINB_DATA"} if given else {})
+    return ", ".join(sorted({places.get(file.parents[1], "embedded") for file in files}))
 
 
 def _doctor(options: argparse.Namespace) -> int:

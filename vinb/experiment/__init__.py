@@ -37,7 +37,7 @@ Schema 1 of ``record.json``
     Exempt from that rule: ``vinb``, ``python``, ``packages`` (name -> version), ``system``, ``cores``,
     ``device`` (of `vinb.accelerator.environment`, null where jax was not imported), ``seconds`` (name -> wall
     time), ``date`` (UTC), ``notebook_hash`` (`vinb.experiment.notebooks.code_hash` of the notebook file, null
-    where the cells that ran are not those of the file), ``vinb_hash`` (of the package's source) and
+    where the cells that ran are not those of the file, in its order), ``vinb_hash`` (of the package's source) and
     ``commit`` (the parent commit, null outside git).
 ``bibtex``
     The paper's BibTeX entry, or an empty string.

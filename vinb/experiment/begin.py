@@ -23,19 +23,20 @@ def begin(
     Also applies the figures' style, and silences one known message: ArviZ 0.x announces its next version by a
     FutureWarning once a day when imported; every other warning stays visible.
 
-    **Arguments:**
+    Args:
+        namespace: the notebook's ``globals()``.
+        notebook: its name, the file's stem.
+        presets: ``{"smoke": {...}, "cpu": {...}, "paper": {...}}``, the same names in each: parameters of the
+            parameters cell, whose ``None`` means "the preset's value".
+        paper: BibTeX key of the paper in ``notebooks/references.bib``; None for a notebook that reproduces none.
 
-    - `namespace`: the notebook's ``globals()``.
-    - `notebook`: its name, the file's stem.
-    - `presets`: ``{"smoke": {...}, "cpu": {...}, "paper": {...}}``, the same names in each: parameters of the
-      parameters cell, whose ``None`` means "the preset's value".
-    - `paper`: BibTeX key of the paper in ``notebooks/references.bib``; None for a notebook that reproduces
-      none.
+    Returns:
+        A `Record`; its ``settings`` are the values in force.
 
-    **Returns:** a `Record`; its ``settings`` are the values in force.
-
-    **Raises:** `ParameterError` for a parameter that the parameters cell does not define or a value that does
-    not fit; ValueError or TypeError for presets or a paper that are themselves wrong.
+    Raises:
+        ParameterError: for a parameter that the parameters cell does not define, a value that does not fit or is not
+            finite, or a parameter's name that `Settings` uses itself.
+        ValueError, TypeError: for presets or a paper that are themselves wrong.
     """
     started = time.perf_counter()
     cells = shell.history(namespace)
@@ -47,6 +48,7 @@ def begin(
         known, injected = parameters.find(cells)
         examples = {name: [presets[p][name] for p in presets if name in presets[p]] for name in known}
         parameters.unknown(notebook, injected, known, examples)
+    parameters.check_names(known)
     parameters.check_presets(presets, known if cells is not None else None)
     if missing := [
         name for name in known if name not in namespace and (cells is not None or name in ("preset", "seed"))

@@ -21,10 +21,12 @@ _DATA_URI = re.compile(r"data:[\w/+.-]+;base64,[A-Za-z0-9+/=\s]*")
 def check(path: str | Path) -> list[str]:
     """Problems of a committed notebook and of the records committed beside it; empty if there are none.
 
-    **Arguments:** `path`: of the notebook. Its records are ``<name>/<preset>/record.json`` beside it; that of
-    the preset in the parameters cell must be there.
+    Args:
+        path: of the notebook. Its records are ``<name>/<preset>/record.json`` beside it; that of the preset in the
+            parameters cell must be there.
 
-    **Returns:** one sentence per problem, beginning with the place.
+    Returns:
+        One sentence per problem, beginning with the place.
     """
     path = Path(path)
     problems = []

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +62,17 @@ def entry(key: str, root: Path | None) -> str:
 
 
 def bibtex(record: Any, figure: str | None = None) -> str:
-    """BibTeX of the paper and of a record (or of one figure of it).
+    """BibTeX of the paper, of a record (or of one figure of it), and of the data sets it used.
 
     The record's entry names what identifies the run: notebook, preset, seed, overridden parameters, data
     checksums, versions, hashes of the code, parent commit.
 
-    **Arguments:** `record`: a `Record` or `SavedRecord`; `figure`: name of one of its figures, such as
-    ``"figure-4"``.
+    Args:
+        record: a `Record` or `SavedRecord`.
+        figure: name of one of its figures, such as ``"figure-4"``.
 
-    **Raises:** ValueError if the record has no such figure.
+    Raises:
+        ValueError: if the record has no such figure.
     """
     result, environment = record.result, record.environment
     chosen = find_figure(record, figure) if figure is not None else None
@@ -104,7 +107,7 @@ def bibtex(record: Any, figure: str | None = None) -> str:
     own = (
         f"@misc{{{key},\n" + "".join(f"  {name:<12} = {{{value}}},\n" for name, value in fields.items()) + "}"
     )
-    return f"{record.bibtex_entry}\n\n{own}" if record.bibtex_entry else own
+    return "\n\n".join(filter(None, [record.bibtex_entry, own, *_data_entries(result["data"].values())]))
 
 
 def provenance(record: Any, figure: str | None = None) -> str:
@@ -156,6 +159,15 @@ def find_figure(record: Any, name: str) -> dict[str, Any]:
             f"figure: this record has no figure {name!r}.{hint} Its figures: {', '.join(figures) or 'none'}."
         )
     return figures[wanted]
+
+
+def _data_entries(checksums: Iterable[str]) -> list[str]:
+    """BibTeX of the data sets that have files of these checksums."""
+    if not (used := set(checksums)):
+        return []
+    from vinb.data import DATASETS  # imports numpy
+
+    return [d.citation for d in DATASETS.values() if any(file.sha256 in used for file in d.files)]
 
 
 def _fingerprint(result: dict[str, Any]) -> str:

@@ -19,23 +19,19 @@ def claim(
     statement: str,
     measured: Any,
     *,
-    at_least: float | None = None,
-    at_most: float | None = None,
-    within: tuple[float, float] | None = None,
-    holds: bool | None = None,
-    source: str | None = None,
-    applicable: bool = True,
-    reason: str | None = None,
-    known_miss: str | None = None,
+    source: str | None,
+    applicable: bool,
+    reason: str | None,
+    known_miss: str | None,
+    **comparisons: Any,
 ) -> dict[str, Any]:
-    """A claim as the record stores it; see `Record.claim`."""
+    """A claim as the record stores it; see `Record.claim`. `comparisons` that are None were not given."""
     where = f"claim {name!r}"
     text(where, "statement", statement)
-    given = {"at_least": at_least, "at_most": at_most, "within": within, "holds": holds}
-    given = {kind: bound for kind, bound in given.items() if bound is not None}
+    given = {kind: bound for kind, bound in comparisons.items() if bound is not None}
     if len(given) > 1 or (applicable and not given):
         got = ", ".join(given) or "none"
-        raise ValueError(f"{where}: give exactly one of at_least, at_most, within, holds; got {got}.")
+        raise ValueError(f"{where}: give exactly one of {', '.join(comparisons)}; got {got}.")
     if not applicable and not reason:
         raise ValueError(f"{where}: not applicable needs a reason=, a sentence that says why.")
     measured = None if measured is None else plain(where, "measured", measured)

@@ -13,7 +13,8 @@ Line = tuple[str, str, str]  # "ok", "warn" or "fail"; the subject; words
 def examine(root: str | Path | None = None) -> Iterator[Line]:
     """Yields (state, subject, words); ``fail`` where notebooks will not run. Imports jax.
 
-    **Arguments:** `root`: the folder with ``notebooks/`` that the user named, if any.
+    Args:
+        root: the folder with ``notebooks/`` that the user named, if any.
     """
     version = ".".join(map(str, sys.version_info[:3]))
     yield "ok", "python", version

@@ -21,9 +21,10 @@ def apply_style() -> None:
 
 
 def save(fig: "Figure", folder: Path, name: str) -> bytes:
-    """Writes ``<name>.svg`` and ``<name>.png`` (150 dpi) into `folder`, without dates, and closes the figure.
+    """Writes ``<name>.svg`` and ``<name>.png`` (150 dpi) into `folder`, without dates; the figure stays open.
 
-    **Returns:** the PNG's bytes.
+    Returns:
+        The PNG's bytes.
     """
     import matplotlib
 

@@ -57,13 +57,22 @@ def discover(root: Path) -> dict[str, Path]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A notebook's JSON; ValueError if the file is no notebook of format 4."""
+    """A notebook's JSON.
+
+    Raises:
+        ValueError: if the file is no notebook of format 4.
+    """
     try:
         nb = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{shown(path)} is not a notebook: {error}.") from None
-    if not isinstance(nb, dict) or nb.get("nbformat") != 4 or "cells" not in nb:
+    if not isinstance(nb, dict) or nb.get("nbformat") != 4 or not isinstance(nb.get("cells"), list):
         raise ValueError(f"{shown(path)} is not a notebook of format 4; open and save it in JupyterLab.")
+    for i, cell in enumerate(nb["cells"]):
+        if not isinstance(cell, dict) or not {"cell_type", "metadata", "source"} <= cell.keys():
+            raise ValueError(
+                f"{shown(path)} is not a notebook: cell {i + 1} lacks its type, metadata or source."
+            )
     return nb
 
 
@@ -89,26 +98,34 @@ def execute(
 
     The run happens in a hidden folder beside `output_dir`, renamed when done; so an interrupted run leaves
     `output_dir` as it was. A run in which a cell raised goes to ``<output_dir>-failed`` instead, with the
-    notebook up to that cell; one whose claims failed is complete and goes to `output_dir`.
+    notebook up to that cell; one whose claims failed is complete and goes to `output_dir`. A run that is
+    over is never deleted: where it cannot be renamed it stays in the hidden folder, which the error names.
 
-    **Arguments:**
+    Args:
+        path: the notebook.
+        output_dir: a folder for this run alone: it will hold the notebook, ``record.json`` and ``figures/``.
+            An earlier run in it is replaced.
+        parameters: overrides by name.
+        root: the folder with ``notebooks/``, for the kernel.
+        timeout: seconds a single cell may take, None for no limit.
+        progress: show a bar of cells where stderr is a terminal and ``VINB_PROGRESS`` is not 0.
 
-    - `path`: the notebook.
-    - `output_dir`: a folder for this run alone: it will hold the notebook, ``record.json`` and ``figures/``.
-      An earlier run in it is replaced.
-    - `parameters`: overrides by name.
-    - `root`: the folder with ``notebooks/``, for the kernel.
-    - `timeout`: seconds a single cell may take, None for no limit.
-    - `progress`: show a bar of cells where stderr is a terminal and ``VINB_PROGRESS`` is not 0.
+    Returns:
+        Where the run is, and where it stopped if a cell raised.
 
-    **Raises:** `ParameterError` for a name that the parameters cell does not assign; FileExistsError if
-    `output_dir` holds something that is no run; KeyboardInterrupt after cleaning up.
+    Raises:
+        ParameterError: for a name that the parameters cell does not assign.
+        FileExistsError: if ``output_dir``, or the folder for a failed run, holds something that is no run.
+        OSError: if the run is over but could not be put into its folder.
+        KeyboardInterrupt: after cleaning up.
     """
     path, final = Path(path).resolve(), Path(output_dir).resolve()
     overrides = dict(parameters or {})
     nb = read(path)
     parameter_cells.unknown(path.stem, overrides, parameters_of(nb))
-    _refuse_foreign(final)
+    failed = final.with_name(f"{final.name}-failed")
+    for folder in (final, failed):
+        _refuse_foreign(folder, path)
     bar = (
         progress and os.environ.get("VINB_PROGRESS") != "0" and sys.stderr.isatty()
     )  # the kernel gets 0 below
@@ -122,17 +139,19 @@ def execute(
             variables["VINB_ROOT"] = str(Path(root).resolve())
         with _environment(variables):
             failure = _papermill(path, target, overrides, nb, timeout, bar)
-        _tidy(target)
-        complete = failure is None or (
-            failure.error.startswith("ClaimsFailed") and (partial / "record.json").is_file()
-        )
-        if not complete:
-            final = final.with_name(f"{final.name}-failed")
-            _refuse_foreign(final)
-        _replace(partial, final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    complete = failure is None or (
+        failure.error.startswith("ClaimsFailed") and (partial / "record.json").is_file()
+    )
+    final = final if complete else failed
+    try:
+        _tidy(target)
+        _refuse_foreign(final, path)  # it may hold something by now
+        _replace(partial, final)
+    except OSError as error:
+        raise OSError(f"The run is over, and kept in {shown(partial)}: {error}") from error
     record = final / "record.json"
     return Run(final, final / path.name, record if record.is_file() else None, failure)
 
@@ -142,14 +161,19 @@ def publish(path: str | Path, run: str | Path) -> list[Path]:
     file if it ran the file as it stands (no injected parameters).
 
     Only outputs and execution counts are taken over; so no papermill metadata, timestamps or injected cells
-    get in. The notebook's ``metadata.vinb.code_hash`` ties the outputs to the code cells.
+    get in. The notebook's ``metadata.vinb.code_hash`` ties the outputs to the code cells. The record and the
+    figures are replaced together, and the notebook is written last.
 
-    **Arguments:** `path`: the notebook; `run`: the folder of a run of it.
+    Args:
+        path: the notebook.
+        run: the folder of a run of it.
 
-    **Returns:** the files written.
+    Returns:
+        The files written.
 
-    **Raises:** ValueError if the run is not one of the notebook's present source, has failed claims or
-    overrides.
+    Raises:
+        ValueError: if the run is not one of the notebook's present source, has failed claims or overrides.
+        FileNotFoundError: if the run lacks its record, its notebook or a figure; nothing was written then.
     """
     import nbformat
 
@@ -165,7 +189,7 @@ def publish(path: str | Path, run: str | Path) -> list[Path]:
             f"{shown(run)} overrides the preset's values or the seed; only plain presets are published."
         )
 
-    written = []
+    text = None
     executed = nbformat.read(run / path.name, as_version=4)
     if not any("injected-parameters" in cell.metadata.get("tags", ()) for cell in executed.cells):
         outputs = {cell.id: cell for cell in executed.cells if cell.cell_type == "code"}
@@ -176,19 +200,23 @@ def publish(path: str | Path, run: str | Path) -> list[Path]:
                 cell.metadata.pop("execution", None)
         source.metadata.pop("papermill", None)
         source.metadata["vinb"] = {"code_hash": code_hash(source)}
-        write_atomic(path, nbformat.writes(source, version=4).rstrip("\n") + "\n")
-        written.append(path)
+        text = nbformat.writes(source, version=4).rstrip("\n") + "\n"
 
     folder = path.parent / path.stem / record.preset
-    shutil.rmtree(folder, ignore_errors=True)
-    write_atomic(folder / "record.json", record.path.read_bytes())
-    written.append(folder / "record.json")
-    for figure in record.result["figures"]:
-        for kind in ("svg", "png"):
-            file = folder / "figures" / f"{figure['name']}.{kind}"
-            write_atomic(file, (run / "figures" / file.name).read_bytes())
-            written.append(file)
-    return written
+    figures = [f"figures/{f['name']}.{kind}" for f in record.result["figures"] for kind in ("svg", "png")]
+    names = ["record.json", *figures]
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        for name in names:
+            write_atomic(partial / name, (run / name).read_bytes())
+        _replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if text is not None:
+        write_atomic(path, text)
+    return [path] * (text is not None) + [folder / name for name in names]
 
 
 def _papermill(path, target, overrides, nb, timeout, bar) -> Failure | None:
@@ -233,16 +261,14 @@ def _tidy(executed: Path) -> None:
         write_atomic(executed, nbformat.writes(nb, version=4).rstrip("\n") + "\n")
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """A run replaces its folder: never one that holds something else."""
+def _refuse_foreign(folder: Path, notebook: Path) -> None:
+    """A run replaces its folder: never one that holds the notebook itself or something else than a run of it."""
+    if notebook.is_relative_to(folder):
+        raise FileExistsError(f"{shown(folder)} holds the notebook itself; name another folder for the run.")
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{shown(folder)} is a file; name a folder for the run.")
     if folder.is_dir() and any(folder.iterdir()):
-        ours = (
-            {"record.json", "figures"}
-            | {file.name for file in folder.glob("*.ipynb")}
-            | {".ipynb_checkpoints"}
-        )
+        ours = {notebook.name, "record.json", "figures", ".ipynb_checkpoints", ".DS_Store"}
         if odd := sorted(file.name for file in folder.iterdir() if file.name not in ours):
             raise FileExistsError(
                 f"{shown(folder)} holds files that are not a run's ({', '.join(odd[:3])}), "
@@ -254,7 +280,12 @@ def _replace(partial: Path, final: Path) -> None:
     old = final.parent / f".{final.name}.old-{os.getpid()}"
     if final.exists():
         final.rename(old)
-    partial.rename(final)
+    try:
+        partial.rename(final)
+    except BaseException:
+        if old.exists():
+            old.rename(final)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -8,6 +8,7 @@ cell, and a later cell that begins with the line ``# Parameters`` is the one pap
 import ast
 import difflib
 import io
+import math
 import tokenize
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,17 +70,33 @@ def is_injected(source: str) -> bool:
 def find(cells: Sequence[str]) -> tuple[dict[str, Parameter], list[str]]:
     """Parameters of the latest parameters cell among executed `cells`, and the names papermill injected.
 
-    **Raises:** `ParameterError` if no cell assigns both ``preset`` and ``seed``.
+    Raises:
+        ParameterError: if no cell assigns both ``preset`` and ``seed``.
     """
-    for i in range(len(cells) - 1, -1, -1):
-        names = {} if is_injected(cells[i]) else assigned(cells[i])
-        if {"preset", "seed"} <= names.keys():
-            injected = [cell for cell in cells[i + 1 :] if is_injected(cell)]
-            return names, list(assigned(injected[-1])) if injected else []
-    raise ParameterError(
-        "No executed cell assigns both `preset` and `seed`: run the parameters cell (tagged 'parameters', "
-        "its first line not '# Parameters') before experiment.begin(globals())."
-    )
+    i = latest(cells)
+    if i is None:
+        raise ParameterError(
+            "No executed cell assigns both `preset` and `seed`: run the parameters cell (tagged 'parameters', "
+            "its first line not '# Parameters') before experiment.begin(globals())."
+        )
+    injected = [cell for cell in cells[i + 1 :] if is_injected(cell)]
+    return assigned(cells[i]), list(assigned(injected[-1])) if injected else []
+
+
+def latest(cells: Sequence[str]) -> int | None:
+    """Index of the latest parameters cell among executed `cells`, None if there is none."""
+    for i in reversed(range(len(cells))):
+        if not is_injected(cells[i]) and {"preset", "seed"} <= assigned(cells[i]).keys():
+            return i
+    return None
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuses parameters that `Settings` could not show by attribute because it uses the name itself."""
+    if odd := [n for n in names if n.startswith("_") or n == "overrides" or hasattr(Settings, n)]:
+        raise ParameterError(
+            f"parameters cell: {_join(odd)} cannot be a parameter, settings use the name themselves; rename it."
+        )
 
 
 def check_presets(presets: Mapping[str, Mapping[str, Any]], names: Iterable[str] | None) -> None:
@@ -93,6 +110,8 @@ def check_presets(presets: Mapping[str, Mapping[str, Any]], names: Iterable[str]
             raise ValueError(
                 f"presets: {preset!r} and 'smoke' must set the same names; these differ: {_join(odd)}."
             )
+    if odd := {"preset", "seed"} & set(presets["smoke"]):
+        raise ValueError(f"presets: must not set {_join(odd)}; whoever runs the notebook does.")
     for key in presets["smoke"]:
         if names is not None and key not in names:
             raise ValueError(
@@ -103,6 +122,10 @@ def check_presets(presets: Mapping[str, Mapping[str, Any]], names: Iterable[str]
                 raise TypeError(
                     f"presets[{preset!r}][{key!r}] is a {type(presets[preset][key]).__name__}; "
                     "use true/false, numbers, text, or lists of these."
+                )
+            if not _is_finite(presets[preset][key]):
+                raise ValueError(
+                    f"presets[{preset!r}][{key!r}] is {presets[preset][key]!r}; a record holds finite numbers only."
                 )
 
 
@@ -116,16 +139,20 @@ def unknown(notebook: str, names: Iterable[str], parameters: Mapping[str, Parame
             hints.append(
                 f"{notebook} has no parameter {name!r}." + (f" Did you mean {near[0]!r}?" if near else "")
             )
-        raise ParameterError("\n".join(hints) + "\n" + listing(parameters, examples or {}))
+        raise ParameterError("\n".join(hints) + "\n" + listing(parameters, examples))
 
 
-def listing(parameters: Mapping[str, Parameter], examples: Mapping[str, Sequence[Any]]) -> str:
-    """One line per parameter: name, type, default and comment."""
+def listing(parameters: Mapping[str, Parameter], examples: Mapping[str, Sequence[Any]] | None = None) -> str:
+    """One line per parameter: name, type, default and comment. `examples`: values in the presets, where known."""
     rows = []
     for name, parameter in parameters.items():
-        known = [v for v in (*examples.get(name, ()), parameter.default) if v is not None and v is not ...]
+        values = [*(examples or {}).get(name, ()), parameter.default]
+        known = [v for v in values if v is not None and v is not ...]
         default = "an expression" if parameter.default is ... else repr(parameter.default)
-        rows.append([name, describe(known[0]) if known else "any", default, parameter.comment])
+        kind = describe(known[0]) if known else "any"
+        if examples is None and parameter.default is None:  # only the running notebook knows its presets
+            kind, default = "", "the preset's value"
+        rows.append([name, kind, default, parameter.comment])
     return str(Table(["parameter", "type", "default", "meaning"], rows, caption="Valid parameters:"))
 
 
@@ -137,17 +164,16 @@ def resolve(
 ) -> "Settings":
     """Values in force: `given` where not None, else the preset's; types are those of presets and defaults.
 
-    **Raises:** `ParameterError` for an unknown preset, a seed that is no non-negative integer, or an
-    ill-typed value.
+    Raises:
+        ParameterError: for an unknown preset, a seed that is no non-negative integer, or a value that is ill-typed or
+            not finite.
     """
     preset = given["preset"]
     if preset not in PRESETS:
         near = difflib.get_close_matches(str(preset), PRESETS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ParameterError(f"preset: {preset!r} is not one of {', '.join(PRESETS)}.{hint}")
-    seed = given["seed"]
-    if type(seed) is not int or not 0 <= seed < 2**32:
-        raise ParameterError(f"seed: needs an integer from 0 to 2**32 - 1; got {seed!r}.")
+    check_seed(seed := given["seed"])
     values, overrides = {}, []
     for name in [n for n in parameters if n not in ("preset", "seed")]:
         value = given[name]
@@ -163,10 +189,18 @@ def resolve(
             raise ParameterError(
                 f"{name}: needs plain data (numbers, text, lists); got a {type(value).__name__}."
             )
+        if not _is_finite(value):
+            raise ParameterError(f"{name}: needs finite numbers, which a record can hold; got {value!r}.")
         values[name] = value
         if value != usual:
             overrides.append(name)
     return Settings(preset, seed, values, tuple(overrides), presets)
+
+
+def check_seed(seed: Any) -> None:
+    """Refuses what is no non-negative integer of 32 bits."""
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise ParameterError(f"seed: needs an integer from 0 to 2**32 - 1; got {seed!r}.")
 
 
 def describe(example: Any) -> str:
@@ -223,6 +257,12 @@ def _is_plain(value: Any) -> bool:
     return value is None or type(value) in _PLAIN
 
 
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
 def _join(names: Iterable[str]) -> str:
     return ", ".join(sorted(map(str, names)))
 
@@ -230,8 +270,12 @@ def _join(names: Iterable[str]) -> str:
 class Settings:
     """The values in force, by attribute: ``settings.latent_dims``. Shows itself as a table of the presets.
 
-    **Attributes:** ``preset``, ``seed``, ``overrides`` (names that differ from the preset) and every other
-    parameter.
+    Attributes:
+        preset: the preset in force.
+        seed: the seed.
+        overrides: names of the parameters that differ from the preset.
+
+    Every other parameter is an attribute as well.
     """
 
     def __init__(self, preset: str, seed: int, values: dict[str, Any], overrides: tuple[str, ...], presets):

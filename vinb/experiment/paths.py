@@ -24,10 +24,11 @@ def root(explicit: str | Path | None = None) -> Path | None:
     Looks at `explicit`, then ``$VINB_ROOT``, then the current folder and its parents, then the folder above
     the installed package (a clone installed in place).
 
-    **Arguments:** `explicit`: a folder the user named.
+    Args:
+        explicit: a folder the user named.
 
-    **Raises:** `RootNotFound` if `explicit` or ``$VINB_ROOT`` is given but holds no
-    ``notebooks/references.bib``.
+    Raises:
+        RootNotFound: if ``explicit`` or ``$VINB_ROOT`` is given but holds no ``notebooks/references.bib``.
     """
     for origin, named in (("--root", explicit), ("$VINB_ROOT", os.environ.get("VINB_ROOT"))):
         if named:
@@ -72,13 +73,21 @@ def source_url() -> str | None:
 
 def run_name(preset: str, overrides: Mapping[str, object]) -> str:
     """A folder name for a run: ``cpu``, or ``cpu-seed=1`` with overrides; long ones end in a hash instead."""
-    parts = [preset]
-    for name, value in sorted(overrides.items()):
-        parts.append(f"{name}={re.sub(r'[^A-Za-z0-9.,+-]+', '', str(value))}")
-    full = "-".join(parts)
-    if len(full) <= 80:
-        return full
-    return f"{preset}-{hashlib.sha256(repr(sorted(overrides.items())).encode()).hexdigest()[:12]}"
+    full = "-".join([preset, *(f"{name}={_brief(value)}" for name, value in sorted(overrides.items()))])
+    return full if len(full) <= 80 else f"{preset}-{_digest(sorted(overrides.items()), 12)}"
+
+
+def _brief(value: object) -> str:
+    """`value` as part of a file name; a hash follows where another value would read the same."""
+    text = re.sub(r"[^A-Za-z0-9.,+-]+", "", str(value))
+    items = value if isinstance(value, list | tuple) and value else [value]
+    numbers = all(isinstance(item, int | float) for item in items)
+    word = text == value and text[:1].isalpha() and "," not in text
+    return text if numbers or word else f"{text}-{_digest(value, 6)}"
+
+
+def _digest(value: object, length: int) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:length]
 
 
 def output_folder(notebook: str, preset: str, overrides: Mapping[str, object]) -> Path:

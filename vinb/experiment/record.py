@@ -26,8 +26,12 @@ class Record:
     Running a cell again by hand replaces what it recorded; recording one name in two different cells is
     refused.
 
-    **Attributes:** ``settings`` (values in force, also a table), ``notebook``, ``preset``, ``seed``,
-    ``folder`` (where the run writes).
+    Attributes:
+        settings: values in force, also a table.
+        notebook: the notebook's name.
+        preset: the preset in force.
+        seed: the seed.
+        folder: where the run writes.
     """
 
     def __init__(
@@ -63,14 +67,18 @@ class Record:
     ) -> None:
         """Records a number, beside the paper's where it has one.
 
-        **Arguments:**
+        Args:
+            name: of the metric, used once in a notebook.
+            value: a finite number (also a numpy or jax scalar).
+            unit: its unit (``"nats"``), None for a pure number.
+            paper: the paper's number.
+            source: where the paper prints it.
+            setting: under which ours was measured, in a few words.
+            error: standard error of ``value``, same unit.
 
-        - `name`: of the metric, used once in a notebook.
-        - `value`: a finite number (also a numpy or jax scalar).
-        - `unit`: its unit (``"nats"``), None for a pure number.
-        - `paper`: the paper's number; `source`: where the paper prints it.
-        - `setting`: under which ours was measured, in a few words.
-        - `error`: standard error of `value`, same unit.
+        Raises:
+            ValueError: for a number that is not finite, a paper's number without a source, or a name used already.
+            TypeError: for a value that is not one number.
         """
         where = f"metric {name!r}"
         if paper is not None and not source:
@@ -105,19 +113,26 @@ class Record:
     ) -> str:
         """Checks a claim by exactly one comparison and records its verdict.
 
-        **Arguments:**
+        Args:
+            name: of the claim, used once in a notebook.
+            statement: what is claimed, as a sentence.
+            measured: a number or a list of numbers, each of which must satisfy the comparison; None with ``holds``.
+            at_least: a lower bound.
+            at_most: an upper bound.
+            within: (target, tolerance).
+            holds: the outcome of a test made elsewhere.
+            source: where the paper makes the claim.
+            applicable: False where this preset cannot show it.
+            reason: why it cannot; not kept where it can.
+            known_miss: a paragraph of evidence for a claim that did not reproduce: what was tried, and what came out.
+                The verdict is ``known-miss`` only if the comparison fails.
 
-        - `name`: of the claim, used once; `statement`: what is claimed, as a sentence.
-        - `measured`: a number or a list of numbers, each of which must satisfy the comparison; None with
-          `holds`.
-        - `at_least`, `at_most`: a bound; `within`: (target, tolerance); `holds`: the outcome of a test made
-          elsewhere.
-        - `source`: where the paper makes the claim.
-        - `applicable`: False where this preset cannot show it; `reason` then says why, and is not kept where it can.
-        - `known_miss`: a paragraph of evidence for a claim that did not reproduce: what was tried, and what
-          came out. The verdict is ``known-miss`` only if the comparison fails.
+        Returns:
+            The verdict: ``held``, ``failed``, ``not-applicable`` or ``known-miss``.
 
-        **Returns:** the verdict: ``held``, ``failed``, ``not-applicable`` or ``known-miss``.
+        Raises:
+            ValueError: for no or several comparisons, numbers that are not finite, or a name used already.
+            TypeError: for values that are no numbers.
         """
         entry = claims.claim(
             name,
@@ -138,12 +153,14 @@ class Record:
     def figure(self, fig: "Figure", name: str, *, alt: str, caption: str) -> None:
         """Shows a figure with its caption, writes ``figures/<name>.svg`` and ``.png``, and closes it.
 
-        **Arguments:**
+        Args:
+            fig: a matplotlib figure; rasterise dense artists (``rasterized=True``) to keep the SVG small.
+            name: lower-case letters, digits and hyphens: ``"figure-4"``, what `vinb cite` takes.
+            alt: what the picture shows, for a reader who cannot see it.
+            caption: what to see in it, Markdown.
 
-        - `fig`: a matplotlib figure; rasterise dense artists (``rasterized=True``) to keep the SVG small.
-        - `name`: lower-case letters, digits and hyphens: ``"figure-4"``, what `vinb cite` takes.
-        - `alt`: what the picture shows, for a reader who cannot see it.
-        - `caption`: what to see in it, Markdown.
+        Raises:
+            ValueError: for a name of another form or used already, or an empty text.
         """
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
             raise ValueError(

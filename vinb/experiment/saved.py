@@ -82,10 +82,12 @@ class SavedRecord:
 def load(path: str | Path) -> SavedRecord:
     """Reads a record.
 
-    **Arguments:** `path`: a ``record.json`` or the folder that holds one.
+    Args:
+        path: a ``record.json`` or the folder that holds one.
 
-    **Raises:** FileNotFoundError if there is none; ValueError, naming the file and the key, if it is not a
-    record.
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is not a record; names the file and the key.
     """
     path = Path(path)
     path = path / "record.json" if path.is_dir() else path
@@ -116,7 +118,7 @@ def load(path: str | Path) -> SavedRecord:
             refuse(f"'result.{key}' is missing or of the wrong type")
     for key, fields in _ITEMS.items():
         for item in result[key]:
-            if lacking := fields - set(item):
+            if lacking := fields - set(item if isinstance(item, dict) else ()):
                 refuse(f"an item of 'result.{key}' lacks {', '.join(sorted(lacking))}")
     for claim in result["claims"]:
         if claim["verdict"] not in _VERDICTS:
@@ -129,7 +131,14 @@ def load(path: str | Path) -> SavedRecord:
 def compare(records: Iterable[Any]) -> "pandas.DataFrame":
     """One row per record: notebook, preset, seed, parameters that differ, metrics, counts of verdicts.
 
-    **Arguments:** `records`: records of this session, loaded ones, or paths of such.
+    A metric called like a parameter or another column goes into ``metric <name>``; a parameter called like one of the
+    first three columns, into ``parameter <name>``.
+
+    Args:
+        records: records of this session, loaded ones, or paths of such.
+
+    Raises:
+        ValueError: if there are no records.
     """
     import pandas
 
@@ -141,12 +150,18 @@ def compare(records: Iterable[Any]) -> "pandas.DataFrame":
     missing = object()
     seen = {name: [result["parameters"].get(name, missing) for result in results] for name in names}
     differing = [name for name in names if any(value != seen[name][0] for value in seen[name])]
+    first, last = ("notebook", "preset", "seed"), [f"claims {verdict}" for verdict in _VERDICTS]
+
+    def column(kind: str, name: str, taken: Iterable[str]) -> str:
+        return f"{kind} {name}" if name in taken else name
+
     rows = []
     for result in results:
-        row = {key: result[key] for key in ("notebook", "preset", "seed")}
-        row |= {name: result["parameters"].get(name) for name in differing}
-        row |= {metric["name"]: metric["value"] for metric in result["metrics"]}
+        row = {key: result[key] for key in first}
+        row |= {column("parameter", name, first): result["parameters"].get(name) for name in differing}
+        for metric in result["metrics"]:
+            row[column("metric", metric["name"], (*first, *names, *last))] = metric["value"]
         verdicts = [claim["verdict"] for claim in result["claims"]]
-        row |= {f"claims {verdict}": verdicts.count(verdict) for verdict in _VERDICTS}
+        row |= {key: verdicts.count(verdict) for key, verdict in zip(last, _VERDICTS, strict=True)}
         rows.append(row)
     return pandas.DataFrame(rows)

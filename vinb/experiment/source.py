@@ -6,11 +6,12 @@ import os
 import platform
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vinb.experiment import shell
+from vinb.experiment import parameters, shell
 
 _PACKAGES = (
     "jax",
@@ -40,7 +41,8 @@ def code_cells(nb: Mapping[str, Any]) -> list[str]:
 def code_hash(nb: Mapping[str, Any]) -> str:
     """sha256 over the code cells' sources; outputs, prose, metadata and injected parameters do not count.
 
-    **Arguments:** `nb`: a notebook as nbformat or json reads it (format 4).
+    Args:
+        nb: a notebook as nbformat or json reads it (format 4).
     """
     return hashlib.sha256(json.dumps(code_cells(nb)).encode()).hexdigest()
 
@@ -53,12 +55,23 @@ class Tie:
         self._sources, self._hash, self._namespace = code_cells(nb), code_hash(nb), namespace
 
     def hash(self) -> str | None:
-        """The file's code hash if its cells up to the one running now are what was executed, else None."""
-        executed = [cell.rstrip() for cell in shell.history(self._namespace) or ()]
-        if not executed or executed[-1] not in self._sources:
+        """The file's code hash if what was executed is the file from its first cell to the one running now, else None.
+
+        Cells may have run more than once, but their last runs must be in the file's order, and nothing else may have
+        run since the parameters cell, except what papermill injected; an edited cell is something else.
+        """
+        cells = shell.history(self._namespace) or []
+        begun = parameters.latest(cells)
+        if begun is None or cells[-1].rstrip() not in self._sources:
             return None
-        until = self._sources.index(executed[-1])
-        return self._hash if set(self._sources[:until]) <= set(executed) else None
+        wanted = self._sources[: self._sources.index(cells[-1].rstrip()) + 1]
+        since = {c.rstrip() for c in cells[begun:] if c.strip() and not parameters.is_injected(c)}
+        left, last_runs = Counter(wanted), []
+        for cell in map(str.rstrip, reversed(cells)):
+            if left[cell]:  # as many last runs of a text as the file has cells of it
+                left[cell] -= 1
+                last_runs.append(cell)
+        return self._hash if since <= set(wanted) and last_runs[::-1] == wanted else None
 
 
 def package_hash() -> str:

@@ -20,9 +20,13 @@ _COMPARISONS = {"at_least": "≥ {}", "at_most": "≤ {}", "within": "{} ± {}"}
 class Table:
     """Rows of text with an HTML and a plain rendering.
 
-    **Attributes:** `columns`: headings; `rows`: text of each cell; `right`: indices of columns aligned to the
-    right; `caption`: a line above; `emphasis`: (row, column) -> CSS of that cell; `strong`: indices of
-    columns in bold.
+    Attributes:
+        columns: headings.
+        rows: text of each cell.
+        right: indices of columns aligned to the right.
+        caption: a line above.
+        emphasis: (row, column) -> CSS of that cell.
+        strong: indices of columns in bold.
     """
 
     columns: Sequence[str]
