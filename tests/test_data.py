@@ -1,4 +1,4 @@
-"""vinb.data: the registry, verified loading, downloads that leave nothing half-written, binarisation."""
+"""vinb.data: the registry, verified loading, downloads that leave nothing half-written."""
 
 import dataclasses
 import gzip
@@ -9,8 +9,6 @@ import sys
 import threading
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -75,6 +73,7 @@ def test_mnist_is_the_published_one(monkeypatch):
     assert mnist.train_images.shape == (60_000, 28, 28)
     assert mnist.test_images.shape == (10_000, 28, 28)
     assert mnist.train_images.dtype == mnist.train_labels.dtype == np.uint8
+    assert mnist.train_images.max() == mnist.white == 255
     # Well known: class counts, and the mean grey level 0.1307 that every tutorial normalises with.
     counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert np.bincount(mnist.train_labels).tolist() == counts
@@ -97,7 +96,7 @@ def test_digits(monkeypatch):
     images = np.concatenate([digits.train_images, digits.test_images])
     labels = np.concatenate([digits.train_labels, digits.test_labels])
     assert images.min() == 0
-    assert images.max() == 16
+    assert images.max() == digits.white == 16
     assert np.bincount(labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     # The first image as scikit-learn's documentation prints it.
     assert images[0, 0].tolist() == [0, 0, 5, 13, 9, 1, 0, 0]
@@ -119,6 +118,8 @@ def test_registry_is_https_and_complete():
         assert dataset.licence in data.describe(name)
         assert dataset.citation.startswith("@")
         assert dataset.citation.count("{") == dataset.citation.count("}")
+        key = dataset.citation.splitlines()[0].partition("{")[2].rstrip(",")
+        assert f"Cite as {key}." in data.describe(name)
         for file in dataset.files:
             assert file.urls
             assert all(url.startswith("https://") for url in file.urls)
@@ -375,96 +376,3 @@ def test_frey_face_without_a_file(tmp_path):
         data.load_frey_face(tmp_path / "nowhere.mat")
     with pytest.raises(data.DataError, match="load_frey_face"):
         data.locate("frey-face")
-
-
-# Binarisation
-
-
-def test_fixed_binarisation():
-    images = np.array([[0, 127, 128, 255]], np.uint8)
-    for kind in (np.asarray, jnp.asarray):
-        binary = data.binarize(kind(images))
-        assert binary.dtype == np.float32
-        assert binary.tolist() == [[0, 0, 1, 1]]
-        assert data.binarize(kind(images), 0).tolist() == [[0, 1, 1, 1]]
-    for wrong in (-1, 255, True):
-        with pytest.raises(ValueError, match="threshold"):
-            data.binarize(images, wrong)
-
-
-def test_scaled_images_are_refused():
-    scaled = np.zeros((2, 4), np.float32)
-    with pytest.raises(TypeError, match="uint8"):
-        data.binarize(scaled)
-    with pytest.raises(TypeError, match="uint8"):
-        data.binarize_dynamic(jax.random.key(0), scaled)
-
-
-def _z_scores(draw, repetitions=8000):
-    """Deviations of the frequencies from x / 255 in standard errors: of all grey levels together, and the
-    largest of a single one; in both halves of the last axis (the two use different parts of the words)."""
-    images = jnp.tile(jnp.arange(256, dtype=jnp.uint8), (2, 1)).reshape(-1)
-    keys = jax.random.split(jax.random.key(0), repetitions)
-    draws = jax.jit(jax.vmap(draw, (0, None)))(keys, images)
-    mean = np.asarray(draws.mean(0), np.float64).reshape(2, 256)
-    p = np.arange(256) / 255
-    inner = slice(1, 255)
-    assert (mean[:, 0] == 0).all()
-    assert (mean[:, 255] == 1).all()
-    each = (mean - p)[:, inner] / np.sqrt(p * (1 - p) / repetitions)[inner]
-    pooled = (mean - p)[:, inner].sum() / np.sqrt(2 * (p * (1 - p)).sum() / repetitions)
-    return pooled, np.abs(each).max()
-
-
-def test_dynamic_binarisation_has_the_bernoulli_mean():
-    """Over seeds (here one is fixed) the z test of all grey levels together gives a false alarm with
-    probability 6e-7 (|z| > 5), each of the 508 single ones with 7e-9 (|z| > 5.8), under 5e-6 in all. It finds
-    2 % too many ones."""
-    pooled, largest = _z_scores(data.binarize_dynamic)
-    assert abs(pooled) < 5
-    assert largest < 5.8
-
-    def too_many(key, images):
-        return (jax.random.uniform(key, images.shape) < images / 255 * 1.02).astype(jnp.float32)
-
-    assert _z_scores(too_many)[0] > 5
-
-
-def test_dynamic_binarisation_is_exact_to_2_to_the_minus_24():
-    """Both steps of the long multiplication in exact integers, with every word at which a digit changes. The
-    first digit is below x for ceil(2^32 x / 255) words, the second off by at most one word in each of 255
-    intervals, 255 / 2^32 < 2^-24 in all."""
-    from vinb.data.binarize import _times_255
-
-    changes = [-(-(level << 32) // 255) for level in range(1, 255)]
-    words = [0, 1, 2**24, 2**31, 2**32 - 1, *changes, *(word - 1 for word in changes)]
-    words += np.random.default_rng(0).integers(0, 2**32, 2000).tolist()
-    high, low = _times_255(jnp.asarray(words, jnp.uint32))
-    assert high.tolist() == [255 * word >> 32 for word in words]
-    assert low.tolist() == [255 * word % 2**32 for word in words]
-
-
-def test_dynamic_binarisation_pixels_are_independent_and_fresh():
-    """Two pixels that share a word must not be correlated: |z| > 5 has probability 6e-7."""
-    n = 200_000
-    images = jnp.full((n, 2), 128, jnp.uint8)
-    draw = jax.jit(data.binarize_dynamic)
-    pairs = np.asarray(draw(jax.random.key(1), images))
-    assert abs(np.corrcoef(pairs.T)[0, 1]) * np.sqrt(n) < 5
-    again = np.asarray(draw(jax.random.key(2), images))
-    assert abs(np.corrcoef(pairs[:, 0], again[:, 0])[0, 1]) * np.sqrt(n) < 5
-    assert np.array_equal(pairs, np.asarray(draw(jax.random.key(1), images)))
-
-
-@pytest.mark.parametrize("shape", [(1,), (3,), (2, 8, 8), (5, 784), (0, 4)])
-def test_dynamic_binarisation_keeps_the_shape(shape):
-    images = jnp.full(shape, 100, jnp.uint8)
-    binary = jax.jit(data.binarize_dynamic)(jax.random.key(0), images)
-    assert binary.shape == shape
-    assert binary.dtype == jnp.float32
-    assert set(np.unique(binary)) <= {0.0, 1.0}
-
-
-def test_dynamic_binarisation_needs_an_axis():
-    with pytest.raises(ValueError, match="at least one axis"):
-        data.binarize_dynamic(jax.random.key(0), jnp.uint8(3))

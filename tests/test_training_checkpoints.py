@@ -1,5 +1,6 @@
 """Checkpoints of the training loop: a killed run resumes exactly, one of another run is refused."""
 
+import os
 import signal
 import time
 
@@ -12,7 +13,7 @@ from _training_worker import resumable, run_worker
 from test_training import KEY, LOOPS, arrays, noisy_step, quadratic, same, walk_start
 
 from vinb import training
-from vinb.training.checkpoint import read
+from vinb.training.checkpoint import read, save
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
@@ -55,6 +56,34 @@ def test_checkpoint_keeps_keys_and_small_floats_and_may_be_extended(tmp_path, lo
     assert same(arrays(longer.state), arrays(whole.state))
     with pytest.raises(training.CheckpointMismatch, match="beyond num_steps=20"):
         training.run(step, start, 20, loop=loop, checkpoint=path)
+
+
+def test_two_processes_may_write_one_checkpoint(tmp_path, monkeypatch):
+    """While one process has written its temporary file, but not renamed it, another saves and is done."""
+    path, sync = tmp_path / "run.ckpt", os.fsync
+
+    def sync_and_be_overtaken(handle):
+        sync(handle)
+        monkeypatch.setattr(os, "fsync", sync)
+        with monkeypatch.context() as other:
+            other.setattr(os, "getpid", lambda: 2**22 + 1)  # beyond the largest pid of Linux
+            save(path, {}, 2, [jnp.ones(3)], np.zeros(2, np.float32), [], {}, 0.0)
+        assert read(path)[0]["step"] == 2
+
+    monkeypatch.setattr(os, "fsync", sync_and_be_overtaken)
+    save(path, {}, 1, [jnp.zeros(3)], np.zeros(2, np.float32), [], {}, 0.0)
+    assert read(path)[0]["step"] == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        save(tmp_path / "run.ckpt", {}, 1, [jnp.zeros(3)], np.zeros(2, np.float32), [], {}, 0.0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_time_based_checkpoints(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Where a data set's files lie, reading them with their checksum verified, and downloading them.
 
-Search order: `$VINB_DATA/<name>/`, the repository's `data/<name>/`, the user's cache, then a download into
+Search order: ``$VINB_DATA/<name>/``, the repository's ``data/<name>/``, the user's cache, then a download into
 that cache. The first file found counts: if it is corrupt that is an error, never a reason to go on to the
 next place in silence.
 """
@@ -22,12 +22,21 @@ class DataError(ValueError):
 
 
 def locate(name: str, *, download: bool = True) -> dict[str, Path]:
-    """The path of each file of data set `name`, by file name; what is found nowhere is downloaded into the
-    user's cache.
+    """Finds each file of data set ``name``; what is found nowhere is downloaded into the user's cache.
 
-    Arguments: `name`, a key of `DATASETS`; `download=False` makes a missing file an error instead.
     A file found is not read here: the loaders and `verify` check the content, a download is checked before it
-    is kept. Raises ValueError for an unknown name, `DataError` for a file that cannot be had.
+    is kept.
+
+    Args:
+        name: a key of `DATASETS`.
+        download: False makes a missing file an error instead.
+
+    Returns:
+        the path of each file, by file name.
+
+    Raises:
+        ValueError: for an unknown name.
+        DataError: for a file that cannot be had.
     """
     dataset = find(name)
     _require_files(dataset)
@@ -35,9 +44,17 @@ def locate(name: str, *, download: bool = True) -> dict[str, Path]:
 
 
 def verify(name: str) -> dict[str, str]:
-    """Reads every file of data set `name`, without downloading, and returns its sha256 by file name.
+    """Reads every file of data set ``name``, without downloading.
 
-    Raises `DataError` for a file that is missing, truncated or has another checksum than the registry's.
+    Args:
+        name: a key of `DATASETS`.
+
+    Returns:
+        the sha256 of each file's decompressed content, by file name.
+
+    Raises:
+        ValueError: for an unknown name.
+        DataError: for a file that is missing, truncated or has another checksum than the registry's.
     """
     dataset = find(name)
     _require_files(dataset)
@@ -47,11 +64,20 @@ def verify(name: str) -> dict[str, str]:
 
 
 def download(name: str) -> dict[str, Path]:
-    """Puts every file of data set `name` into the user's cache and returns the paths by file name.
+    """Puts every file of data set ``name`` into the user's cache.
 
     A file already there and intact is kept; a corrupt one is replaced. Only https addresses are used, the
-    content is verified before the file gets its name, and a failed download leaves nothing behind. Raises
-    `DataError` with each address tried and what happened.
+    content is verified before the file gets its name, and a failed download leaves nothing behind.
+
+    Args:
+        name: a key of `DATASETS`.
+
+    Returns:
+        the path of each file, by file name.
+
+    Raises:
+        ValueError: for an unknown name.
+        DataError: with each address tried and what happened.
     """
     dataset = find(name)
     _require_files(dataset)
@@ -71,7 +97,7 @@ def download(name: str) -> dict[str, Path]:
 
 
 def read(name: str) -> dict[str, bytes]:
-    """The verified, decompressed content of every file of data set `name`, by file name."""
+    """The verified, decompressed content of every file of data set ``name``, by file name."""
     dataset = find(name)
     paths = locate(name)
     return {file.name: check(paths[file.name], dataset, file) for file in dataset.files}
@@ -85,7 +111,7 @@ def cache_folder() -> Path:
 
 
 def check(path: Path, dataset: Dataset, file: File) -> bytes:
-    """The decompressed content of `path`; `DataError` unless it is exactly what the registry says."""
+    """The decompressed content of ``path``; `DataError` unless it is exactly what the registry says."""
     try:
         content = _decompress(path.read_bytes(), file.size)
     except EOFError:

@@ -23,25 +23,27 @@ if TYPE_CHECKING:  # annotations only
 class LabelledImages:
     """Images of digits with their labels, split into training and test, as read-only uint8 NumPy arrays.
 
-    `checksums` is the sha256 of each file's decompressed content, by file name, for `record.data`.
+    ``white`` is the grey level of full white, which `binarize` and `binarize_dynamic` need where it is not 255.
+    ``checksums`` is the sha256 of each file's decompressed content, by file name, for ``record.data``.
     """
 
     train_images: UInt8[np.ndarray, "train height width"]
     train_labels: UInt8[np.ndarray, " train"]
     test_images: UInt8[np.ndarray, "test height width"]
     test_labels: UInt8[np.ndarray, " test"]
+    white: int
     checksums: dict[str, str]
 
     def __repr__(self) -> str:
         size = " x ".join(str(length) for length in self.train_images.shape[1:])
         counts = f"{len(self.train_images)} training and {len(self.test_images)} test images"
-        return f"LabelledImages({counts}, {size})"
+        return f"LabelledImages({counts}, {size}, grey levels 0 to {self.white})"
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class FreyFace:
-    """Frey Face: `images`, read-only uint8, and the sha256 of the user's file as found. No published checksum
-    is known, so `verified` is False."""
+    """Frey Face: ``images``, read-only uint8, and the sha256 of the user's file as found. No published checksum
+    is known, so ``verified`` is False."""
 
     images: UInt8[np.ndarray, "images 28 20"]
     checksums: dict[str, str]
@@ -54,7 +56,8 @@ class FreyFace:
 def load_mnist() -> LabelledImages:
     """MNIST: 60,000 training and 10,000 test images [28, 28], grey levels 0 to 255, labels 0 to 9.
 
-    Raises `DataError` for a file that is missing, truncated, corrupt or cannot be downloaded.
+    Raises:
+        DataError: for a file that is missing, truncated, corrupt or cannot be downloaded.
     """
     content = read("mnist")
     return LabelledImages(
@@ -62,6 +65,7 @@ def load_mnist() -> LabelledImages:
         train_labels=_idx(content["train-labels-idx1-ubyte"]),
         test_images=_idx(content["t10k-images-idx3-ubyte"]),
         test_labels=_idx(content["t10k-labels-idx1-ubyte"]),
+        white=255,
         checksums=_checksums("mnist"),
     )
 
@@ -70,14 +74,17 @@ def load_digits() -> LabelledImages:
     """The UCI digits carried by scikit-learn: 1,797 images [8, 8], grey levels 0 to 16, labels 0 to 9; the
     first 1,500 are the training part, the last 297 the test part.
 
-    Raises `DataError` as `load_mnist` does.
+    Full white is 16: to binarise them, pass ``white=digits.white``.
+
+    Raises:
+        DataError: as `load_mnist` does.
     """
     content = read("digits")
     table = np.loadtxt(io.StringIO(content["digits.csv"].decode("ascii")), delimiter=",", dtype=np.uint8)
     table.flags.writeable = False
     images, labels = table[:, :64].reshape(-1, 8, 8), table[:, 64]
     return LabelledImages(
-        images[:1500], labels[:1500], images[1500:], labels[1500:], checksums=_checksums("digits")
+        images[:1500], labels[:1500], images[1500:], labels[1500:], white=16, checksums=_checksums("digits")
     )
 
 
@@ -85,10 +92,17 @@ def load_frey_face(path: str | PathLike[str]) -> FreyFace:
     """Frey Face from a file of the user's own; it has no stated licence, so vinb neither holds nor fetches
     it.
 
-    Arguments: `path`, the MATLAB file `frey_rawface.mat` (key `ff`, one column per image) or a `.npy` file,
-    uint8, with shape [560, images], [images, 560] or [images, 28, 20]. Returns images [images, 28, 20], grey
-    levels 0 to 255. The file is NOT verified: say so beside any result. Raises `DataError` for a file that is
-    missing, of another kind or another shape.
+    The file is NOT verified: say so beside any result.
+
+    Args:
+        path: the MATLAB file ``frey_rawface.mat`` (key ``ff``, one column per image) or a ``.npy`` file, uint8, with
+            shape [560, images], [images, 560] or [images, 28, 20].
+
+    Returns:
+        `FreyFace` with images [images, 28, 20], grey levels 0 to 255.
+
+    Raises:
+        DataError: for a file that is missing, of another kind or another shape.
     """
     path = Path(path)
     try:

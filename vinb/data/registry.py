@@ -8,8 +8,8 @@ from types import MappingProxyType
 class File:
     """One file of a data set.
 
-    `sha256` and `size` (bytes) are of the decompressed content, because gzip copies of one file differ in
-    their bytes. On disk the file may lie compressed (`<name>.gz`) or not (`<name>`). `urls` are tried in
+    ``sha256`` and ``size`` (bytes) are of the decompressed content, because gzip copies of one file differ in
+    their bytes. On disk the file may lie compressed (``<name>.gz``) or not (``<name>``). ``urls`` are tried in
     order; https only.
     """
 
@@ -21,8 +21,8 @@ class File:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set: `name` (also its folder), `title`, `files`, `licence`, `citation` (BibTeX), `source` (where
-    it comes from, in words), `contents` (what is in it, in words) and whether its licence lets us embed it in
+    """A data set: ``name`` (also its folder), ``title``, ``files``, ``licence``, ``citation`` (BibTeX), ``source`` (where
+    it comes from, in words), ``contents`` (what is in it, in words) and whether its licence lets us embed it in
     the repository."""
 
     name: str
@@ -138,7 +138,7 @@ DATASETS = MappingProxyType({dataset.name: dataset for dataset in (_MNIST, _DIGI
 
 
 def find(name: str) -> Dataset:
-    """The data set called `name`; ValueError listing the names there are if there is none."""
+    """The data set called ``name``; ValueError listing the names there are if there is none."""
     try:
         return DATASETS[name]
     except (KeyError, TypeError):
@@ -146,9 +146,13 @@ def find(name: str) -> Dataset:
 
 
 def describe(name: str) -> str:
-    """One paragraph for a notebook: what is in the data set, its size, licence and source.
+    """One paragraph for a notebook: what is in the data set, its size, licence, source and citation key.
 
-    Arguments: `name`, a key of `DATASETS`. Raises ValueError for a name that is none.
+    Args:
+        name: a key of `DATASETS`.
+
+    Raises:
+        ValueError: for an unknown name.
     """
     dataset = find(name)
     size = sum(file.size for file in dataset.files)
@@ -158,8 +162,9 @@ def describe(name: str) -> str:
         size_text = f" ({size / 1e3:.0f} kB uncompressed)"
     else:
         size_text = ""
+    key = dataset.citation.split("{", 1)[1].split(",", 1)[0]
     checked = "Each file is checked against its sha256 when it is loaded." if dataset.files else ""
     return (
         f"{dataset.title}: {dataset.contents}{size_text}. "
-        f"Licence: {dataset.licence}. Source: {dataset.source}. {checked}"
+        f"Licence: {dataset.licence}. Source: {dataset.source}. Cite as {key}. {checked}"
     ).strip()

@@ -44,9 +44,9 @@ def _raw(arrays):
 def save(
     path: Path, fingerprint: dict, step: int, arrays, losses, steps, evaluations: dict, seconds: float
 ) -> None:
-    """Writes the checkpoint: whoever reads `path` sees the old file or the new one, whole.
+    """Writes the checkpoint: whoever reads ``path`` sees the old file or the new one, whole.
 
-    `steps` are the steps at which the run was evaluated so far, `evaluations` the values, by name.
+    ``steps`` are the steps at which the run was evaluated so far, ``evaluations`` the values, by name.
     """
     payload = io.BytesIO()
     eqx.tree_serialise_leaves(
@@ -56,13 +56,18 @@ def save(
     header = {"fingerprint": fingerprint, "step": step, "seconds": seconds, "crc32": zlib.crc32(payload)}
     header.update({"evaluation steps": steps, "evaluations": list(evaluations)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")  # a fixed name: what a killed run leaves is written over
-    with open(temporary, "wb") as file:
-        file.write(json.dumps(header).encode() + b"\n")
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary = path.with_name(
+        f".{path.name}.{os.getpid()}.tmp"
+    )  # each process its own: two may write `path`
+    try:
+        with open(temporary, "wb") as file:
+            file.write(json.dumps(header).encode() + b"\n")
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:  # also when the disk is full or from the keyboard; nothing is there after the rename
+        temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
 
 
@@ -115,7 +120,7 @@ def _short(value) -> str:
 
 
 def restore(header: dict, payload: bytes, arrays):
-    """(arrays, losses, evaluations) of a checkpoint that passed `check`; `arrays` gives shapes and
+    """(arrays, losses, evaluations) of a checkpoint that passed `check`; ``arrays`` gives shapes and
     shardings."""
     evaluations = {name: np.zeros(len(header["evaluation steps"])) for name in header["evaluations"]}
     like = (_raw(arrays), np.zeros(header["step"], np.float32), list(evaluations.values()))

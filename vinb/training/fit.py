@@ -13,7 +13,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key, UInt32
 
-from vinb.training.loop import Trained, drive
+from vinb import accelerator
+from vinb.training.loop import Trained, drive, require_count
 from vinb.training.programs import as_array, hashable, is_array, is_key, unwrapped
 
 # Steps use fold_in(key, t) with t below 2**31; the epochs' orders hang off this one, which no step can have.
@@ -25,7 +26,7 @@ ORDERS_AT_ONCE = 2**17
 
 @dataclass(frozen=True)
 class Fitted(Trained):
-    """What `fit` returns: `Trained`, whose `state` is `(params, opt_state)`."""
+    """What `fit` returns: `Trained`, whose ``state`` is ``(params, opt_state)``."""
 
     @property
     def params(self) -> Any:
@@ -56,7 +57,7 @@ def permutation(key: Key[Array, ""], num_data: int) -> UInt32[Array, " num_data"
 
 @dataclass(frozen=True)
 class _Orders:
-    """The permutations of the epochs of a block, `[epochs, num_data]`."""
+    """The permutations of the epochs of a block, ``[epochs, num_data]``."""
 
     epochs: int
     num_data: int
@@ -68,7 +69,7 @@ class _Orders:
             block * self.epochs + jnp.arange(self.epochs)
         )
         orders = jax.vmap(permutation, in_axes=(0, None))(keys, self.num_data)
-        return _place(orders, self.mesh, PartitionSpec())
+        return orders if self.mesh is None else accelerator.replicate(orders, self.mesh)
 
 
 @dataclass(frozen=True)
@@ -92,29 +93,25 @@ class _Step:
 
         value, gradient = jax.value_and_grad(loss)(trainable)
         updates, opt_state = unwrapped(self.optimizer).update(gradient, opt_state, trainable)
-        params = eqx.combine(optax.apply_updates(trainable, updates), rest)
-        return _place((params, opt_state), self.mesh, PartitionSpec()), value
+        state = eqx.combine(optax.apply_updates(trainable, updates), rest), opt_state
+        return state if self.mesh is None else accelerator.replicate(state, self.mesh), value
 
     def batch(self, t, orders, data):
-        if self.batch_size is None:
-            return data
+        rows = data if self.batch_size is None else self.rows(t, orders, data)
+        if self.mesh is None:
+            return rows
+        # Not accelerator.shard_batch, which splits over all axes of a mesh: here the others are the loss's own.
+        split = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names[0]))
+        return jax.lax.with_sharding_constraint(rows, split)
+
+    def rows(self, t, orders, data):
         begin = t % self.steps_per_epoch * self.batch_size
         if orders is None:
-            rows = [jax.lax.dynamic_slice_in_dim(x, begin, self.batch_size) for x in data]
-        else:
-            epoch = t // self.steps_per_epoch % orders.shape[0]
-            chosen = jax.lax.dynamic_slice(orders, (epoch, begin), (1, self.batch_size))[0]
-            # Without this mode XLA checks every index and fills in NaN: six times slower on CPU.
-            rows = [x.at[chosen].get(mode="promise_in_bounds") for x in data]
-        return _place(rows, self.mesh, PartitionSpec(None if self.mesh is None else self.mesh.axis_names[0]))
-
-
-def _place(tree, mesh, spec):
-    """Constrains the arrays of a traced tree to the mesh; does nothing without one."""
-    if mesh is None:
-        return tree
-    constrain = functools.partial(jax.lax.with_sharding_constraint, shardings=NamedSharding(mesh, spec))
-    return jax.tree.map(lambda leaf: constrain(leaf) if eqx.is_array(leaf) else leaf, tree)
+            return [jax.lax.dynamic_slice_in_dim(x, begin, self.batch_size) for x in data]
+        epoch = t // self.steps_per_epoch % orders.shape[0]
+        chosen = jax.lax.dynamic_slice(orders, (epoch, begin), (1, self.batch_size))[0]
+        # Without this mode XLA checks every index and fills in NaN: six times slower on CPU.
+        return [x.at[chosen].get(mode="promise_in_bounds") for x in data]
 
 
 def fit(
@@ -137,31 +134,40 @@ def fit(
     progress: bool | str | None = None,
     max_chunk_seconds: float = 2.0,
 ) -> Fitted:
-    """Minimises `loss(params, key, *batch)` over `params`.
+    """Minimises ``loss(params, key, *batch)`` over ``params``.
 
-    **Arguments**
+    Args:
+        loss: returns the real scalar to minimise. At step t it gets the key ``jax.random.fold_in(key, t)`` and a batch: one
+            array ``[batch_size, ...]`` per array of ``data``. An objective to maximise: return its negative. Several seeds
+            at once: give ``params`` a leading axis and return the sum over it of a vmapped loss.
+        params: any pytree, Equinox modules included. Only floating-point arrays are trained; the rest stays.
+        optimizer: from optax. For a second call not to compile again, give the same ``loss`` and ``optimizer`` objects.
+        key: a typed key, ``jax.random.key(seed)``. It decides all randomness, so that a resumed run repeats it exactly.
+        data: arrays with a common leading axis N, kept on the device as they are (uint8 stays uint8). An epoch is
+            ``N // batch_size`` steps over a fresh random order, which depends on ``key`` and the epoch's number; what is
+            left over at its end is not used in that epoch. ``data=()``: ``loss(params, key)``.
+        batch_size: None means all data at every step, in their own order; an epoch is then one step.
+        num_steps: how many steps; give either this or ``num_epochs``.
+        num_epochs: how many times over the data.
+        mesh: spreads each batch over the devices along the mesh's first axis, which must divide ``batch_size``; data and
+            parameters are replicated. Sums over devices differ from one device's in the last bits.
+        shuffle: False visits the data in their own order.
+        loop: this and the following as in `vinb.training.run`.
+        evaluate: ``evaluate(params, t)`` returns a dict of real scalars.
+        evaluate_at: the steps after which it is called.
+        checkpoint: a file to resume from and to write.
+        checkpoint_every: steps between checkpoints.
+        progress: whether to show the progress line.
+        max_chunk_seconds: about how long the compiled loop runs before Python looks at it.
 
-    - `loss`: returns the real scalar to minimise. At step t it gets the key `jax.random.fold_in(key, t)` and
-      a batch: one array `[batch_size, ...]` per array of `data`. An objective to maximise: return its
-      negative. Several seeds at once: give `params` a leading axis and return the sum over it of a vmapped
-      loss.
-    - `params`: any pytree, Equinox modules included. Only floating-point arrays are trained; the rest stays.
-    - `optimizer`: from optax. For a second call not to compile again, give the same `loss` and `optimizer`
-      objects.
-    - `key`: a typed key, `jax.random.key(seed)`. It decides all randomness, so that a resumed run repeats it
-      exactly.
-    - `data`: arrays with a common leading axis N, kept on the device as they are (uint8 stays uint8). An
-      epoch is `N // batch_size` steps over a fresh random order, which depends on `key` and the epoch's
-      number; what is left over at its end is not used in that epoch. `data=()`: `loss(params, key)`.
-    - `batch_size`: None means all data at every step, in their own order; an epoch is then one step.
-    - `num_steps` or `num_epochs`: how long; exactly one of them.
-    - `mesh`: spreads each batch over the devices along the mesh's first axis, which must divide `batch_size`;
-      data and parameters are replicated. Sums over devices differ from one device's in the last bits.
-    - `shuffle`: False visits the data in their own order.
-    - `evaluate(params, t)`, `evaluate_at` and the others: see `vinb.training.run`.
+    Returns:
+        `Fitted`, with ``params`` and ``opt_state`` beside the fields of `Trained`.
 
-    **Raises** ValueError or TypeError for arguments that do not fit together; `Diverged`, whose `state` is
-    then `(params, opt_state)`; `CheckpointMismatch`.
+    Raises:
+        ValueError: for an argument out of range, or arguments that do not fit together.
+        TypeError: for a key that is none, data that are no tuple, and other wrong types.
+        Diverged: as in `run`; its ``state`` is ``(params, opt_state)``.
+        CheckpointMismatch: if the checkpoint is damaged or belongs to another run.
     """
     if not (isinstance(key, jax.Array) and is_key(key) and key.shape == ()):
         raise TypeError(f"key must be one typed key, jax.random.key(seed); got {key!r:.60}.")
@@ -174,6 +180,7 @@ def fit(
             f"num_epochs={num_epochs!r}."
         )
     if num_epochs is not None:
+        require_count("num_epochs", num_epochs)
         if not data:
             raise ValueError("num_epochs needs data; without data give num_steps.")
         num_steps = num_epochs * steps_per_epoch
@@ -187,9 +194,9 @@ def fit(
     trainable = eqx.filter(params, eqx.is_inexact_array)
     if not jax.tree.leaves(trainable):
         raise ValueError("params holds no floating-point array to train.")
-    state, inputs = (params, optimizer.init(trainable)), (key, data)
+    state, inputs = (params, jax.jit(optimizer.init)(trainable)), (key, data)
     if mesh is not None:
-        state, inputs = _replicated((state, inputs), mesh)
+        state, inputs = accelerator.replicate((state, inputs), mesh)
 
     shuffled = shuffle and batch_size is not None
     epochs = max(1, ORDERS_AT_ONCE // num_data) if shuffled else 0
@@ -217,17 +224,6 @@ def fit(
     return Fitted(**{field.name: getattr(trained, field.name) for field in fields(Trained)})
 
 
-def _replicated(tree, mesh):
-    """A copy of the tree's arrays on every device of the mesh."""
-    arrays, rest = eqx.partition(tree, eqx.is_array)
-    sharding = NamedSharding(mesh, PartitionSpec())
-    if jax.process_count() == 1:
-        arrays = jax.device_put(arrays, sharding)
-    else:  # device_put does not take typed keys to devices of other processes
-        arrays = jax.jit(lambda arrays: arrays, out_shardings=sharding)(arrays)
-    return eqx.combine(arrays, rest)
-
-
 def _sequence(data) -> tuple:
     if not isinstance(data, tuple | list):
         raise TypeError(f"data must be a tuple of arrays, (x,) for a single one; got {type(data).__name__}.")
@@ -235,7 +231,7 @@ def _sequence(data) -> tuple:
 
 
 def _num_data(data, batch_size) -> int:
-    """The data's common leading axis, after checking it and `batch_size`."""
+    """The data's common leading axis, after checking it and ``batch_size``."""
     lengths = [x.shape[0] if x.ndim else None for x in data]
     if len(set(lengths)) > 1 or None in lengths:
         raise ValueError(

@@ -7,6 +7,7 @@ the length of the chunks.
 
 import functools
 import math
+import operator
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ STEPS_WITH_SEVERAL_PROCESSES = 256
 class Diverged(FloatingPointError):
     """A loss or a parameter became NaN or infinite.
 
-    `step` is the first step (counted from 0) whose loss or resulting state is not finite, `loss` the loss of
-    that step, `state` the last finite state, that is the one this step started from, `losses` the losses of
+    ``step`` is the first step (counted from 0) whose loss or resulting state is not finite, ``loss`` the loss of
+    that step, ``state`` the last finite state, that is the one this step started from, ``losses`` the losses of
     all steps before it.
     """
 
@@ -41,13 +42,13 @@ class Diverged(FloatingPointError):
 class Trained:
     """What `run` returns.
 
-    `state`: the final state. `losses`: float32 `[num_steps]`, the loss of every step, computed before that
-    step's update. `evaluations`: name -> `[len(evaluation_steps)]`, beside `evaluation_steps`. `seconds`:
-    wall time of the training itself, without compilation, evaluations and checkpoints, all resumed parts
-    together. `compile_seconds`: tracing and compilation in this call. `loop`: "scan" or "step". `overhead`:
-    fraction of this call's training time that Python spent between chunks. `flops` and `temp_bytes`: XLA's
-    own count for the compiled program, in which a loop's body counts once, hence per step; None where XLA
-    gives none.
+    ``state``: the final state. ``losses``: float32 ``[num_steps]``, the loss of every step, computed before that step's
+    update. ``evaluations``: name -> ``[len(evaluation_steps)]``, beside ``evaluation_steps``. ``seconds``: wall time of the
+    training itself, without compilation, evaluations and checkpoints, all resumed parts together. ``compile_seconds``:
+    tracing and compilation in this call, and with ``loop="auto"`` the measurement too (about half a second, or a few steps
+    if those take longer). ``loop``: "scan" or "step". ``overhead``: fraction of this call's training time that Python spent
+    between chunks. ``flops`` and ``temp_bytes``: XLA's own count for the compiled program, in which a loop's body counts
+    once, hence per step; None where XLA gives none.
     """
 
     state: Any
@@ -86,37 +87,48 @@ def run(
     progress: bool | str | None = None,
     max_chunk_seconds: float = 2.0,
 ) -> Trained:
-    """Takes `num_steps` steps `state, loss = step(state, t, *data)` for t = 0, 1, ...
+    """Takes ``num_steps`` steps ``state, loss = step(state, t, *data)`` for t = 0, 1, ...
 
-    **Arguments**
+    Both loops keep the state a chunk started from, from which it is repeated if a number in it turns out not to
+    be finite. So "scan" donates nothing: its input is that copy, and inside the compiled loop XLA updates in
+    place anyway. "step" copies the state once per chunk and donates it from one step to the next. Either holds
+    the state twice.
 
-    - `step`: a pure function of the state, the step's number `t` (a traced int32 scalar) and `data`; returns
-      the new state, of the same structure, shapes and dtypes, and a real scalar loss. Randomness: carry a key
-      in the state or use `jax.random.fold_in(key, t)`; never the same key at every step. Calling `run` again
-      with the same function object and shapes does not compile again.
-    - `state`: any pytree. Its arrays (typed keys among them) are carried; other leaves (functions, strings,
-      Python numbers) stay as they are. The arrays given survive: they are never donated.
-    - `data`: arrays (or pytrees of them) that every step gets. Arrays that `step` closes over instead work
-      too, but become constants of the compiled program: slow to compile if large.
-    - `loop`: "scan" takes many steps in one compiled loop, "step" calls a compiled step from Python; which
-      one is faster depends on model and machine (on CPU, convolutions are many times slower inside a compiled
-      loop). "auto" measures both on copies of the state. The two may differ in the last bits, so name one
-      where results must repeat exactly.
-    - `evaluate(state, t)`: returns a dict of real scalars; called after `t` steps for each `t` in
-      `evaluate_at` (0: the initial state; `num_steps`: the final one).
-    - `checkpoint`: a file. If it exists, the run goes on from it and ends bit-identical to an uninterrupted
-      one (same machine and core count); if it belongs to another run, `CheckpointMismatch` is raised. Written
-      every `checkpoint_every` steps (None: about every 30 seconds) and at the end; `num_steps` may grow
-      between calls.
-    - `progress`: True, False, a label, or None: shown on a terminal and in notebooks. VINB_PROGRESS=0 turns
-      it off.
-    - `max_chunk_seconds`: about how long the compiled loop runs before Python looks at it. (With several
-      processes of `jax.distributed`, chunks have a fixed number of steps, and process 0 writes the
-      checkpoints, which all must be able to read.)
+    Args:
+        step: a pure function of the state, the step's number ``t`` (a traced int32 scalar) and ``data``; returns the new
+            state, of the same structure, shapes and dtypes, and a real scalar loss. Randomness: carry a key in the state
+            or use ``jax.random.fold_in(key, t)``; never the same key at every step. Calling `run` again with the same
+            function object and shapes does not compile again.
+        state: any pytree. Its arrays (typed keys among them) are carried; other leaves (functions, strings, Python
+            numbers) stay as they are. The arrays given survive: they are never donated.
+        num_steps: how many steps, at least 1.
+        data: arrays (or pytrees of them) that every step gets. Arrays that ``step`` closes over instead work too, but
+            become constants of the compiled program: slow to compile if large.
+        loop: "scan" takes many steps in one compiled loop, "step" calls a compiled step from Python; which one is faster
+            depends on model and machine (on CPU, convolutions are many times slower inside a compiled loop). "auto"
+            measures both on copies of the state. The two may differ in the last bits, so name one where results must
+            repeat exactly.
+        evaluate: ``evaluate(state, t)`` returns a dict of real scalars; called after ``t`` steps for each ``t`` in
+            ``evaluate_at``.
+        evaluate_at: integers in 0..num_steps (0: the initial state; ``num_steps``: the final one).
+        checkpoint: a file. If it exists, the run goes on from it and ends bit-identical to an uninterrupted one (same
+            machine and core count). ``num_steps`` may grow between calls.
+        checkpoint_every: steps between checkpoints, the last one at the end; None: about every 30 seconds.
+        progress: True, False, a label, or None: shown on a terminal and in notebooks. VINB_PROGRESS=0 turns it off.
+        max_chunk_seconds: about how long the compiled loop runs before Python looks at it. (With several processes of
+            ``jax.distributed``, chunks have a fixed number of steps, and process 0 writes the checkpoints, which all must
+            be able to read.)
 
-    **Raises** `Diverged` if a loss, or a floating-point array of the state, becomes NaN or infinite. Arrays
-    of the state with a non-finite entry already at the start (such as a best loss so far, initially infinite)
-    are not checked. Checking happens at chunk ends; the step at fault is then found by repeating the chunk.
+    Returns:
+        `Trained`.
+
+    Raises:
+        ValueError: for an argument out of range, or arguments that do not go together.
+        TypeError: for a step that changes the structure, shapes or dtypes of the state, and for other wrong types.
+        Diverged: if a loss, or a floating-point array of the state, becomes NaN or infinite. Arrays of the state with a
+            non-finite entry already at the start (such as a best loss so far, initially infinite) are not checked.
+            Checking happens at chunk ends; the step at fault is then found by repeating the chunk.
+        CheckpointMismatch: if the checkpoint is damaged or belongs to another run.
     """
     return drive(
         _WithData(compiling.hashable(step)),
@@ -150,8 +162,8 @@ def drive(
     progress,
     max_chunk_seconds,
 ) -> Trained:
-    """`run` for steps `(state, t, context, data)`, where `context(t // period, data)` is what a block of
-    `period` steps shares; chunks end where blocks do."""
+    """`run` for steps ``(state, t, context, data)``, where ``context(t // period, data)`` is what a block of
+    ``period`` steps shares; chunks end where blocks do."""
     evaluate_at = _check(
         num_steps, loop, evaluate, evaluate_at, checkpoint, checkpoint_every, max_chunk_seconds
     )
@@ -270,15 +282,18 @@ def drive(
     )
 
 
+def require_count(name: str, value) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1; got {value!r}.")
+
+
 def _check(
     num_steps, loop, evaluate, evaluate_at, checkpoint, checkpoint_every, max_chunk_seconds
 ) -> list[int]:
     """Refuses bad arguments; returns the evaluation steps in order."""
-    for name, value in (("num_steps", num_steps), ("checkpoint_every", checkpoint_every)):
-        if value is None and name == "checkpoint_every":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1; got {value!r}.")
+    require_count("num_steps", num_steps)
+    if checkpoint_every is not None:
+        require_count("checkpoint_every", checkpoint_every)
     if loop not in ("auto", "scan", "step"):
         raise ValueError(f"loop must be 'auto', 'scan' or 'step'; got {loop!r}.")
     if loop == "auto" and jax.process_count() > 1:
@@ -287,7 +302,10 @@ def _check(
         raise ValueError(f"max_chunk_seconds must be positive; got {max_chunk_seconds!r}.")
     if checkpoint_every is not None and checkpoint is None:
         raise ValueError("checkpoint_every needs checkpoint=, the file to write.")
-    steps = sorted({int(t) for t in evaluate_at})
+    try:
+        steps = sorted({operator.index(t) for t in evaluate_at})
+    except TypeError:
+        raise TypeError(f"evaluate_at must be a sequence of integers; got {evaluate_at!r}.") from None
     if bool(steps) != (evaluate is not None):
         raise ValueError(
             "evaluate and evaluate_at go together: a function (state, t) -> dict, and the steps."
@@ -314,7 +332,7 @@ def _append(evaluations: dict, values: dict, t: int) -> None:
 
 
 def _choose(programs, loop, arrays, data):
-    """The compiled program of `loop`; for "auto" of the faster one, measured once per program and shapes."""
+    """The compiled program of ``loop``; for "auto" of the faster one, measured once per program and shapes."""
     if loop == "auto":
         shapes = tuple((array.shape, str(array.dtype)) for array in jax.tree.leaves((arrays, data)))
         if shapes not in programs.faster:
@@ -330,7 +348,7 @@ def _choose(programs, loop, arrays, data):
 
 
 def _seconds_per_step(advance, budget: float = 0.3) -> float:
-    """The best of a few timings that together take about `budget` seconds, or one step if that is longer."""
+    """The best of a few timings that together take about ``budget`` seconds, or one step if that is longer."""
     count, best, begin = 1, math.inf, time.perf_counter()
     while True:
         start = time.perf_counter()

@@ -35,7 +35,7 @@ class ById:
 
 
 def hashable(value):
-    """`value` itself, or `ById(value)` where it has no hash. `unwrapped` undoes it."""
+    """``value`` itself, or ``ById(value)`` where it has no hash. `unwrapped` undoes it."""
     try:
         hash(value)
     except TypeError:
@@ -48,7 +48,7 @@ def unwrapped(value):
 
 
 class Structure(NamedTuple):
-    """What a state is besides its arrays. `fixed` has (type, value) per leaf, None where the leaf is an
+    """What a state is besides its arrays. ``fixed`` has (type, value) per leaf, None where the leaf is an
     array."""
 
     treedef: Any
@@ -82,7 +82,7 @@ def is_array(leaf) -> bool:
 
 
 def split(state) -> tuple[list[jax.Array], Structure]:
-    """The arrays of `state`, and the rest. NumPy arrays count as arrays, Python numbers do not."""
+    """The arrays of ``state``, and the rest. NumPy arrays count as arrays, Python numbers do not."""
     flat, treedef = jax.tree_util.tree_flatten_with_path(state)
     # The type belongs to the key because 1 == True == 1.0.
     fixed = tuple(None if is_array(leaf) else (type(leaf), hashable(leaf)) for _, leaf in flat)
@@ -141,9 +141,10 @@ def _checked(new_state, structure: Structure, arrays) -> list:
 class Programs:
     """The jitted functions for one step function and one kind of state.
 
-    `loop(arrays, start, count, shared, data) -> (arrays, losses)` takes `count` steps, a number known only at
-    run time. `single(carry, shared, data) -> carry` takes one, its carry (arrays, losses, index, t) donated.
-    `shared` is `context(t // period, data)`, what a block of `period` steps shares (permutations), or None.
+    ``loop(arrays, start, count, shared, data) -> (arrays, losses)`` takes ``count`` steps, a number known only at
+    run time. Its arrays are not donated, since the chunk is replayed from them if it diverges.
+    ``single(carry, shared, data) -> carry`` takes one, its carry (arrays, losses, index, t) donated: a copy.
+    ``shared`` is ``context(t // period, data)``, what a block of ``period`` steps shares (permutations), or None.
     """
 
     def __init__(self, step, context, structure, shardings):
@@ -194,7 +195,7 @@ def programs(step, context, structure, arrays) -> Programs:
 
 
 class Compiled(NamedTuple):
-    """`advance(arrays, t, count, shared) -> (arrays, losses)`; the arrays given to it survive."""
+    """``advance(arrays, t, count, shared) -> (arrays, losses)``; the arrays given to it survive."""
 
     advance: Any
     context: Any  # block -> shared

@@ -7,11 +7,11 @@ import sys
 def bar(
     total: int, *, done: int = 0, show: bool | str | None = None, delay: float = 1.0, interval: float = 0.5
 ):
-    """A tqdm bar over `total` steps, disabled if `show` is False or VINB_PROGRESS=0.
+    """A tqdm bar over ``total`` steps, disabled if ``show`` is False or VINB_PROGRESS=0.
 
-    `show=None` shows it on a terminal or in a notebook, and not where stdout goes to a file or a pipe. A
-    string is the label in front of it. It appears after `delay` seconds, so that short runs flash nothing,
-    and moves every `interval` seconds.
+    ``show=None`` shows it on a terminal or in a notebook, and not where stdout goes to a file or a pipe. A
+    string is the label in front of it. It appears after ``delay`` seconds, so that short runs flash nothing,
+    and moves every ``interval`` seconds.
     """
     from tqdm import tqdm
 

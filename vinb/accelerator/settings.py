@@ -1,4 +1,4 @@
-"""Platform, precision, memory, determinism, compilation cache and device mesh.
+"""Platform, precision, memory and determinism.
 
 `configure` is called once, before the first computation: jax reads most of these settings when it starts its
 backend and ignores a later change in silence, which here is an error.
@@ -6,27 +6,17 @@ backend and ignores a later change in silence, which here is an error.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import html
 import os
-import platform as host
-import warnings
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from jax import Device
-    from jax.sharding import Mesh
+from vinb.accelerator import cache
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 PRECISIONS = ("float32", "bfloat16", "float64", "tensorfloat32")
 
-_CACHE_BYTES = 2 * 1024**3
 _DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
 _MEMORY_VARIABLE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 
@@ -106,26 +96,33 @@ def configure(
 ) -> Summary:
     """Sets up jax for this process, starts its backend and says what it runs on.
 
-    Arguments:
-        platform: "cpu", "gpu" or "tpu"; None takes what jax finds (or what `JAX_PLATFORMS` says).
+    The same settings again do nothing. With several hosts, ``jax.distributed.initialize`` comes before this call
+    (see `mesh`).
+
+    Args:
+        platform: "cpu", "gpu" or "tpu"; None takes what jax finds (or what ``JAX_PLATFORMS`` says).
         precision: of matrix products and convolutions: "float32" (in full, also where the device would by
             itself round to TensorFloat-32), "tensorfloat32", "bfloat16" (the fastest the device offers for
             float32 inputs); a cpu multiplies in float32 whichever of these is given. "float64" makes all
             arrays double by default.
         deterministic: on a GPU, only run-to-run deterministic kernels, and no autotuning (slower). On a cpu
-            the same number of cores gives the same numbers anyway. Flags already in `XLA_FLAGS` are kept.
+            the same number of cores gives the same numbers anyway. Flags already in ``XLA_FLAGS`` are kept.
         memory_fraction: share of GPU memory to reserve, in (0, 1]; None leaves jax's choice. No effect on a
             cpu.
-        compilation_cache: keep compiled programs on disk: a folder, or True for `$VINB_COMPILATION_CACHE`,
-            else `$JAX_COMPILATION_CACHE_DIR`, else the user's cache folder. Programs go to a subfolder that
+        compilation_cache: keep compiled programs on disk: a folder, or True for ``$VINB_COMPILATION_CACHE``,
+            else ``$JAX_COMPILATION_CACHE_DIR``, else the user's cache folder. Programs go to a subfolder that
             only vinb writes to (locked, at most 2 GiB, least recently used go first). They run with your
-            rights: name no folder that others can write to. `JAX_ENABLE_COMPILATION_CACHE=false` switches
+            rights: name no folder that others can write to. ``JAX_ENABLE_COMPILATION_CACHE=false`` switches
             it off from outside.
 
-    Returns the `Summary`. The same settings again do nothing. With several hosts,
-    `jax.distributed.initialize` comes before this call (see `mesh`). Raises ValueError for a setting that
-    does not exist, `RestartNeeded` for one changed after the backend started, and `PlatformNotFound`, with
-    what was found, for a platform that is not there.
+    Returns:
+        the `Summary`, which displays as a line or a table.
+
+    Raises:
+        ValueError: for a setting that does not exist, or a named folder that cannot be written to.
+        TypeError: for a setting of another type.
+        RestartNeeded: for a setting changed after the backend started.
+        PlatformNotFound: for a platform that is not there; says what was found.
     """
     global _configured
     wanted = _checked(platform, precision, deterministic, memory_fraction, compilation_cache)
@@ -140,15 +137,20 @@ def configure(
         _refuse_changes(wanted, _in_force(wanted), jax.default_backend())
     else:
         _start(wanted)
-    cached = _enable_cache(wanted.compilation_cache)
+    cached = cache.enable(wanted.compilation_cache)
     summary = _summary(wanted, cached)
     _configured = (wanted, summary)
     return summary
 
 
 def environment() -> dict[str, Any]:
-    """For the run record: platform, device kind and counts, cores, precision, versions. Starts jax's backend
-    if nothing has. The values are strings and integers; none holds a path, a host or a user."""
+    """For the run record: platform, device kind and counts, cores, precision, versions.
+
+    Starts jax's backend if nothing has.
+
+    Returns:
+        strings and integers by name, and the versions by package; none holds a path, a host or a user.
+    """
     import jax
 
     devices = jax.devices()
@@ -161,88 +163,6 @@ def environment() -> dict[str, Any]:
         "precision": _precision_in_force(),
         "versions": {name: _version(name) for name in ("jax", "jaxlib", "numpyro")},
     }
-
-
-def mesh(axis: str = "data", devices: Sequence[Device] | None = None) -> Mesh:
-    """A one-dimensional device mesh, over which `shard_batch` splits a batch.
-
-    Arguments: `axis`, the mesh axis' name; `devices`, None for all devices of all processes.
-
-    One cpu as several devices, to try it out: `XLA_FLAGS=--xla_force_host_platform_device_count=4`. Several
-    hosts: start the same program on each, with these lines before anything else that uses jax, and the rest
-    as on one host:
-
-        jax.distributed.initialize(coordinator_address="host0:1234", num_processes=2, process_id=...)
-        accelerator.configure()
-        mesh = accelerator.mesh()                      # spans all hosts
-        params = accelerator.replicate(params, mesh)
-        batch = accelerator.shard_batch(batch, mesh)   # each host passes the same whole batch
-
-    On clusters jax knows (Slurm, Open MPI, TPU pods) `initialize()` needs no arguments. Every process runs
-    the same steps with the same seed; a result that is replicated is read with `jax.device_get` on any of
-    them, and one process (`jax.process_index() == 0`) writes files.
-    """
-    import jax
-    import numpy as np
-    from jax.sharding import AxisType, Mesh
-
-    devices = jax.devices() if devices is None else list(devices)
-    if not devices:
-        raise ValueError("devices=[] must name at least one device; pass None for all of them")
-    return Mesh(np.asarray(devices), (axis,), axis_types=(AxisType.Auto,))
-
-
-def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """Splits the leading axis of every array of `batch` evenly over all devices of `mesh`.
-
-    Arguments: `batch`, a pytree of arrays (other leaves stay as they are), each [batch, ...] with the batch a
-    multiple of the number of devices; `mesh`, from `mesh()`. Works inside `jit` (as a sharding constraint)
-    and outside (as a copy to the devices; with several processes each passes the same whole batch). Raises
-    ValueError for an array without a leading axis or of a size the devices do not divide.
-    """
-    import jax
-    import numpy as np
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-
-    def place(path, leaf):
-        if not isinstance(leaf, jax.Array | np.ndarray):
-            return leaf
-        if leaf.ndim == 0 or leaf.shape[0] % mesh.size:
-            raise ValueError(
-                f"batch{jax.tree_util.keystr(path)} has shape {leaf.shape}; its leading axis must be a "
-                f"multiple of the mesh's {mesh.size} devices: choose such a batch size"
-            )
-        return _place(leaf, sharding)
-
-    return jax.tree_util.tree_map_with_path(place, batch)
-
-
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts a whole copy of every array of `tree` on each device of `mesh`; other leaves stay as they are.
-
-    Works inside and outside `jit` like `shard_batch`, also for typed keys.
-    """
-    import jax
-    import numpy as np
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    sharding = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(
-        lambda leaf: _place(leaf, sharding) if isinstance(leaf, jax.Array | np.ndarray) else leaf, tree
-    )
-
-
-def _place(leaf, sharding):
-    import jax
-
-    if isinstance(leaf, jax.core.Tracer):
-        return jax.lax.with_sharding_constraint(leaf, sharding)
-    if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # device_put takes no keys to other processes
-        data = jax.device_put(jax.random.key_data(leaf), sharding)
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-    return jax.device_put(leaf, sharding)
 
 
 def _checked(platform, precision, deterministic, memory_fraction, compilation_cache) -> _Settings:
@@ -280,7 +200,7 @@ def _refuse_changes(wanted: _Settings, present: _Settings, platform: str) -> Non
 
 
 def _in_force(wanted: _Settings) -> _Settings:
-    """The settings of a backend that was started without `configure`; where `wanted` asks for nothing, its
+    """The settings of a backend that was started without `configure`; where ``wanted`` asks for nothing, its
     own value."""
     fraction = os.environ.get(_MEMORY_VARIABLE)
     return _Settings(
@@ -369,67 +289,6 @@ def _start(wanted: _Settings) -> None:
         )
         + "pass platform=None to take what there is."
     ) from cause
-
-
-def _enable_cache(setting: bool | str) -> bool:
-    """Switches jax's persistent compilation cache on or off; whether it is on."""
-    import jax
-
-    if setting is False or not jax.config.jax_enable_compilation_cache:
-        jax.config.update("jax_enable_compilation_cache", False)
-        return False
-    try:
-        folder = _cache_folder(setting)
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_unfinished(folder)
-    except OSError as error:
-        if setting is not True:
-            raise ValueError(
-                f"compilation_cache={setting!r} cannot be written to ({error}); pass another folder, or False"
-            ) from error
-        jax.config.update("jax_enable_compilation_cache", False)
-        return False
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)  # a bounded cache is one that jax locks
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    # An entry that cannot be read or written costs a compilation; it is no concern of a notebook's reader.
-    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
-    warnings.filterwarnings("ignore", message="Cache value for key .* exceeds the maximum cache size")
-    return True
-
-
-def _cache_folder(setting: bool | str) -> Path:
-    if setting is not True:
-        base = Path(setting)
-    elif given := os.environ.get("VINB_COMPILATION_CACHE") or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        base = Path(given).expanduser().absolute()
-    else:
-        import platformdirs
-
-        base = Path(platformdirs.user_cache_dir("vinb")) / "compiled"
-    # A subfolder of its own, since a bounded jax cache cannot share one with an unbounded; and one for each
-    # kind of processor, since a home folder may be shared by machines whose instructions differ.
-    return base / f"vinb-{_processor()}"
-
-
-def _processor() -> str:
-    """Eight letters that differ between processors with different instruction sets."""
-    text = host.machine() + host.processor()
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as stream:
-        text += next((line for line in stream if line.startswith(("flags", "Features"))), "")
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _remove_unfinished(folder: Path) -> None:
-    """jax writes an entry, then its time stamp. A process killed between the two leaves an entry, perhaps cut
-    off, that makes every later write fail."""
-    import filelock
-
-    with contextlib.suppress(filelock.Timeout), filelock.FileLock(folder / ".lockfile").acquire(timeout=10):
-        for entry in folder.glob("*-cache"):
-            if not entry.with_name(entry.name.removesuffix("-cache") + "-atime").exists():
-                entry.unlink(missing_ok=True)
 
 
 def _summary(wanted: _Settings, cached: bool) -> Summary:
