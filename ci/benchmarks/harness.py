@@ -58,11 +58,13 @@ def compiled(function: Callable, *args, donate: tuple[int, ...] = ()) -> Program
 
 @dataclass(frozen=True)
 class Result:
-    """One system's timings: `seconds` [rounds], per unit; `last` is what its last run returned."""
+    """One system's timings, per unit: `seconds` [rounds] of wall time, and `cpu_seconds` [rounds] that all
+    threads of the process together computed; `last` is what the last run returned."""
 
     case: str
     system: System
     seconds: np.ndarray
+    cpu_seconds: np.ndarray
     last: Any
 
     def row(self) -> dict:
@@ -78,22 +80,25 @@ class Result:
 
 def measure(case: str, systems: list[System], rounds: int) -> dict[str, Result]:
     """Runs every system once to warm up and then `rounds` times, interleaved; by name of the system."""
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1; got {rounds}.")
     last = {system.name: system.run() for system in systems}
-    seconds = {system.name: [] for system in systems}
+    times = {system.name: [] for system in systems}
     for number in range(rounds):
         shift = number % len(systems)
         order = systems[shift:] + systems[:shift]
         # Backwards every other round, so that no system always follows the same one.
         for system in order if number % 2 == 0 else reversed(order):
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             last[system.name] = system.run()
-            seconds[system.name].append((time.perf_counter() - start) / system.units)
-    return {s.name: Result(case, s, np.array(seconds[s.name]), last[s.name]) for s in systems}
+            took = time.perf_counter() - start, time.process_time() - cpu_start
+            times[system.name].append(np.array(took) / system.units)
+    return {s.name: Result(case, s, *np.array(times[s.name]).T, last[s.name]) for s in systems}
 
 
-def ratios(results: dict[str, Result], name: str, to: str = REFERENCE) -> tuple[float, float, float]:
+def ratios(results: dict[str, Result], name: str, to: str = REFERENCE, clock="seconds") -> np.ndarray:
     """First quartile, median and third quartile over the rounds of the time of `name` over that of `to`."""
-    return tuple(np.quantile(results[name].seconds / results[to].seconds, [0.25, 0.5, 0.75]))
+    return np.quantile(getattr(results[name], clock) / getattr(results[to], clock), [0.25, 0.5, 0.75])
 
 
 def spread(results: dict[str, Result]) -> float:
@@ -103,31 +108,35 @@ def spread(results: dict[str, Result]) -> float:
 
 
 def table(results: dict[str, Result], unit: str) -> str:
-    """Times per `unit`, with ratios to the reference (median, quartiles) and the A/A ratio beside them."""
+    """Times per `unit` with ratios to the reference (median and quartiles), the A/A ratio beside them.
+
+    The ratio of processor times is of use on a busy machine, where wall times say little, if the device is
+    the processor.
+    """
     reference = results[REFERENCE].system
-    noise = _quartiles(*ratios(results, A_A))
-    lines = [["system", f"time/{unit}", "ratio (quartiles)", "A/A", "compile", "flops", "ratio"]]
-    lines[0] += ["temp bytes", "ratio"]
+    noise = _quartiles(ratios(results, A_A))
+    lines = [["system", f"time/{unit}", "ratio (quartiles)", "A/A", "processor time ratio", "compile"]]
+    lines[0] += ["flops", "ratio", "temp bytes", "ratio"]
     for name, result in results.items():
         system = result.system
-        lines.append(
-            [name, f"{np.median(result.seconds) * 1e6:,.1f} us", _quartiles(*ratios(results, name)), noise]
-            + [f"{system.compile_seconds:.2f} s"]
-            + [_count(system.flops), _ratio(system.flops, reference.flops)]
-            + [_count(system.temp_bytes), _ratio(system.temp_bytes, reference.temp_bytes)]
-        )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+        line = [name, f"{np.median(result.seconds) * 1e6:,.1f} us", _quartiles(ratios(results, name)), noise]
+        line += [_quartiles(ratios(results, name, clock="cpu_seconds")), f"{system.compile_seconds:.2f} s"]
+        line += [_count(system.flops), _ratio(system.flops, reference.flops)]
+        line += [_count(system.temp_bytes), _ratio(system.temp_bytes, reference.temp_bytes)]
+        lines.append(line)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
         "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            cell.rjust(width)
+            for cell, width in zip([line[0].ljust(widths[0]), *line[1:]], widths, strict=True)
         )
         for line in lines
     ]
     return "\n".join([next(iter(results.values())).case, text[0], "-" * len(text[0]), *text[1:]])
 
 
-def _quartiles(low, middle, high):
+def _quartiles(quantiles):
+    low, middle, high = quantiles
     return f"{middle:.3f} ({low:.3f}-{high:.3f})"
 
 

@@ -31,7 +31,10 @@ STEP_SIZE = 1e-3
 
 
 def negative_elbo(params, noise, x):
-    """What a single-file program has: the networks, the likelihood and the divergence written out."""
+    """What a single-file program has: the networks, the likelihood and the divergence written out.
+
+    Of the usual ways to write the Bernoulli likelihood (softplus, log_sigmoid, optax's), this is the fastest on CPU.
+    """
     hidden = jnp.tanh(x @ params["encoder"]["weight"] + params["encoder"]["bias"])
     loc = hidden @ params["loc"]["weight"] + params["loc"]["bias"]
     log_var = hidden @ params["log_var"]["weight"] + params["log_var"]["bias"]
@@ -98,7 +101,7 @@ class Setting:
         self.images = jax.device_put(images.reshape(len(images), -1))
         self.batch_size = batch_size
         self.per_epoch = len(images) // batch_size
-        self.steps = options.steps or self.per_epoch
+        self.steps = options.steps or 2 * self.per_epoch
         if self.steps > self.per_epoch and self.steps % self.per_epoch:
             raise SystemExit(
                 f"--steps {self.steps}: more than an epoch of {self.per_epoch}, but no multiple."
@@ -193,7 +196,7 @@ def compare(options, batch_size):
     results = harness.measure(case, systems, options.rounds)
     print(harness.table(results, "step"))
 
-    tail = max(1, setting.steps // 6)
+    tail = max(1, setting.steps // 4)
     losses = {name: np.mean(result.last[-tail:]) for name, result in results.items()}
     print(f"loss at the same weights and noise: vinb and hand-written differ by {difference:.1e} (relative)")
     print(f"loss over the last {tail} of {setting.steps} steps:", end=" ")
@@ -207,6 +210,11 @@ def compare(options, batch_size):
     problems = []
     if difference > 1e-5:
         problems.append(f"{case}: vinb's loss differs from the hand-written one by {difference:.1e}")
+    for name, loss in losses.items():
+        if abs(loss / losses[REFERENCE] - 1) > 0.05:
+            problems.append(
+                f"{case}: after training, the loss of {name} is {loss:.2f} and that of {REFERENCE} {losses[REFERENCE]:.2f}"
+            )
     ours, reference = results["vinb"].system, results[REFERENCE].system
     for what in ("flops", "temp_bytes"):
         mine, theirs = getattr(ours, what), getattr(reference, what)
@@ -215,14 +223,20 @@ def compare(options, batch_size):
     return [result.row() for result in results.values()], problems
 
 
-def main(arguments=None) -> int:
+def make_parser():
     parser = harness.parser("Time per optimiser step of a variational auto-encoder on MNIST.")
-    parser.add_argument("--steps", type=int, help="steps per run (one epoch)")
+    parser.add_argument(
+        "--steps", type=int, help="steps per run (two epochs, which dwarfs what a call of fit costs once)"
+    )
     parser.add_argument("--batch-size", type=int, nargs="+", default=[100])
     parser.add_argument("--num-data", type=int, default=60_000)
     parser.add_argument("--hidden", type=int, default=400)
     parser.add_argument("--latent", type=int, default=20)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments=None) -> int:
+    options = make_parser().parse_args(arguments)
     rows, problems, start = [], [], time.perf_counter()
     print(f"before: {harness.load()}")
     for batch_size in options.batch_size:
