@@ -20,8 +20,8 @@ def begin(
 ) -> Record:
     """Checks the parameters of this run and begins its record: quick, and without importing jax.
 
-    Also applies the figures' style, and silences one known message: ArviZ 0.x announces its next version by a
-    FutureWarning once a day when imported; every other warning stays visible.
+    Also applies the figures' style, and silences two known messages at import: ArviZ 0.x announces its next version
+    once a day, and tqdm misses ipywidgets, which nothing here needs. Every other warning stays visible.
 
     Args:
         namespace: the notebook's ``globals()``.
@@ -68,6 +68,7 @@ def begin(
     warnings.filterwarnings(
         "ignore", message=r"\s*ArviZ is undergoing a major refactor", category=FutureWarning
     )
+    warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's, which NumPyro imports
     figures.apply_style()
     file = _notebook_file(notebook, root)
     return Record(

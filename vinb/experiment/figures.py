@@ -33,10 +33,21 @@ def save(fig: "Figure", folder: Path, name: str) -> bytes:
         for kind, empty in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
             buffer = io.BytesIO()
             fig.savefig(buffer, format=kind, dpi=150, metadata=empty)
-            images[kind] = buffer.getvalue()
+            images[kind] = buffer.getvalue() if kind == "svg" else _with_palette(buffer)
     for kind, image in images.items():
         write_atomic(folder / f"{name}.{kind}", image)
     return images["png"]
+
+
+def _with_palette(png: io.BytesIO) -> bytes:
+    """The picture in at most 256 colours, which plots do not miss: a third of the bytes in the notebook."""
+    from PIL import Image
+
+    small = io.BytesIO()
+    Image.open(png).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
+        small, "PNG", optimize=True, dpi=(150, 150)
+    )
+    return small.getvalue()
 
 
 def close(fig: "Figure") -> None:
