@@ -12,7 +12,7 @@ import pytest
 from vinb import experiment
 from vinb.experiment import citation, paths
 from vinb.experiment.parameters import assigned
-from vinb.experiment.tables import Table
+from vinb.tables import Table
 
 PARAMETERS = """preset = "cpu"       # smoke, cpu or paper
 seed = 0             # integer

@@ -16,7 +16,8 @@ from typing import Any
 
 import vinb
 from vinb.experiment import citation, notebooks, parameters, paths, saved
-from vinb.experiment.tables import Table, verdict_counts
+from vinb.experiment.tables import verdict_counts
+from vinb.tables import Table
 
 _PREFERRED = ("paper", "cpu", "smoke")  # which committed record speaks for a notebook
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vinb.experiment.tables import Table
+from vinb.tables import Table
 
 PRESETS = ("smoke", "cpu", "paper")
 _PLAIN = (bool, int, float, str, list, tuple)

@@ -12,7 +12,8 @@ import vinb
 from vinb.experiment import claims, figures, shell, source
 from vinb.experiment.parameters import Settings
 from vinb.experiment.paths import write_atomic
-from vinb.experiment.tables import Table, claims_table, metrics_table
+from vinb.experiment.tables import claims_table, metrics_table
+from vinb.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vinb.experiment.record import SCHEMA
-from vinb.experiment.tables import Table, claims_table, metrics_table
+from vinb.experiment.tables import claims_table, metrics_table
+from vinb.tables import Table
 
 if TYPE_CHECKING:
     import pandas
