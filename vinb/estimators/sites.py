@@ -54,10 +54,10 @@ class unconstrained_params(Messenger):
     def process_message(self, msg):
         if msg["type"] == "param":
             # Left alone, a forgotten param would stay at its initial value without a word.
-            msg["value"] = _bijector(msg)(_value(self.params, msg["name"]))
+            msg["value"] = bijector(msg)(param_value(self.params, msg["name"]))
 
 
-def _value(params, name):
+def param_value(params, name):
     if name not in params:
         raise ValueError(
             f"params has no entry for the param site {name!r}; it has {sorted(params)}. "
@@ -66,7 +66,7 @@ def _value(params, name):
     return params[name]
 
 
-def _bijector(site):
+def bijector(site):
     return biject_to(site["kwargs"].get("constraint", constraints.real))
 
 
@@ -147,7 +147,7 @@ def init(program: Callable | tuple[Callable, ...], key: jax.Array, *args, **kwar
     params: Params = {}
     for one in programs:
         for name, site in _param_sites(one, key, args, kwargs).items():
-            params.setdefault(name, _bijector(site).inv(site["value"]))
+            params.setdefault(name, bijector(site).inv(site["value"]))
     return params
 
 
@@ -161,5 +161,5 @@ def constrain(program: Callable | tuple[Callable, ...], params: Params, *args, *
     values: Params = {}
     for one in programs:
         for name, site in _param_sites(one, jax.random.key(0), args, kwargs).items():
-            values[name] = _bijector(site)(_value(params, name))
+            values[name] = bijector(site)(param_value(params, name))
     return values

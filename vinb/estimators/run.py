@@ -1,0 +1,301 @@
+"""One run of a program whose sample sites are differentiated by strategies.
+
+Design notes. A :class:`Run` is the outermost NumPyro handler of an expectation: it sets parameters and draws every
+site that has no value yet. Each site draws with ``fold_in(key, crc32(identity))``: forcing one site leaves the noise
+of all others as it was, so runs with different forced values can be compared. A site's identity is its name; a second
+site of that name in the same run gets
+``#2``, and sites within a frame (:func:`replicate`, NumPyro's ``scan`` and ``cond``) the frame's name in front.
+
+A program is run in four modes: ``direct`` (no site needs anything but its own draw), ``analyse`` (abstractly, with
+marked values instead of draws), ``primal`` (enumerated sites are forced to the values of one configuration),
+``what-if`` (one measure-valued site is moved to an alternative value, all else keeps its noise).
+"""
+
+import contextlib
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import get_opaque_trace_state
+from jax.lax import stop_gradient
+from numpyro import handlers
+from numpyro.contrib.control_flow.cond import cond_wrapper
+from numpyro.contrib.control_flow.scan import scan_wrapper
+from numpyro.primitives import _PYRO_STACK, Messenger
+
+from vinb.analysis import tag
+from vinb.estimators import control_flow, pathwise
+from vinb.estimators.elements import element_log_prob, element_prob, score_log_prob, unwrap
+from vinb.estimators.sites import bijector, param_value
+from vinb.estimators.strategies import (
+    Enumerate,
+    GumbelSoftmax,
+    Inline,
+    MeasureValued,
+    Pathwise,
+    ScoreFunction,
+    Strategy,
+    check_strategy,
+    strategies,
+    support_size,
+    support_values,
+)
+
+
+class NeedsPlan(Exception):
+    """A site's strategy needs more than its own draw."""
+
+
+@dataclass
+class Site:
+    """What does not change from run to run about a sample site that has to be drawn."""
+
+    identity: str
+    name: str
+    distribution: str
+    requested: Strategy | None
+    shape: tuple[int, ...]  # of its elements
+    support_size: int | None  # values of one element
+    reparameterised: bool
+    looped: bool = False
+    num_alternatives: int = 0  # values a measure-valued derivative moves one element to
+
+
+class Run(Messenger):
+    """The handler. ``records`` collects per site what the driver needs, ``sites`` what is static (mode ``analyse``)."""
+
+    def __init__(self, mode, params, key, *, plan=None, forced=None, alternative=None, constrained=False):
+        self.mode, self.params, self.key, self.plan = mode, params, key, plan
+        self.forced = (
+            {} if forced is None else forced
+        )  # per site: indices into the support, or a mask of moved elements
+        self.alternative = alternative  # the number of the alternative value, in mode what-if
+        self.constrained = constrained  # are params on their own supports, or unconstrained?
+        self.sites, self.records, self.mutables, self.notes = {}, {}, {}, {}
+        self.prefix, self.live, self.lane, self.looped, self.substituted = "", None, 0.0, False, ()
+        self.detached = False
+        self.counts = {}
+        self.level = get_opaque_trace_state()
+        super().__init__()
+
+    def __enter__(self):
+        super().__enter__()
+        return self
+
+    def child(self, prefix, key, forced=None):
+        run = Run(
+            self.mode,
+            self.params,
+            key,
+            plan=self.plan,
+            forced=self.forced if forced is None else forced,
+            alternative=self.alternative,
+            constrained=self.constrained,
+        )
+        run.prefix, run.live, run.looped, run.detached = prefix, self.live, self.looped, self.detached
+        run.lane = self.lane
+        return run
+
+    @contextlib.contextmanager
+    def scope(self, prefix="", live=None):
+        """Enter this run once more, hidden from the handlers in between except choices of strategies."""
+        outer = self.prefix, self.live
+        self.prefix += prefix
+        if live is not None:
+            self.live = live if self.live is None else self.live & live
+        chosen = chosen_strategies()
+        try:
+            with contextlib.ExitStack() as stack:
+                for handler in (handlers.block(), self, *chosen):
+                    stack.enter_context(entered(handler))
+                yield
+        finally:
+            self.prefix, self.live = outer
+
+    # ---- messages
+
+    def process_message(self, msg):
+        kind = msg["type"]
+        if kind == "sample" and msg["value"] is None:
+            self._draw(msg)
+        elif kind == "sample" and (identity := msg["infer"].get("_drawn_in_loop")) is not None:
+            self._after_loop(msg, identity)
+        elif kind == "param":
+            value = param_value(self.params, msg["name"])
+            msg["value"] = value if self.constrained else bijector(msg)(value)
+        elif kind == "mutable" and msg["name"] in self.params:
+            msg["value"] = self.params[msg["name"]]
+        elif kind == "plate" and msg["value"] is None:
+            # By its plain name: a model and its guide see the same subsample.
+            msg["kwargs"]["rng_key"] = self.key_of(f"/plate/{msg['name']}")
+        elif (
+            kind == "prng_key" and msg["kwargs"]["rng_key"] is None
+        ):  # NumPyro's block lets it through to all runs
+            msg["kwargs"]["rng_key"] = self.key_of(self.identity("/prng_key"))
+        elif kind == "control_flow" and msg["value"] is None:
+            if msg["fn"] is scan_wrapper:
+                control_flow.scan(self, msg)
+            elif msg["fn"] is cond_wrapper:
+                control_flow.cond(self, msg)
+            else:
+                raise ValueError(
+                    f"{msg['fn'].__name__} of NumPyro's control flow is not supported in an expectation"
+                )
+
+    def postprocess_message(self, msg):
+        if msg["type"] == "mutable":
+            self.mutables[msg["name"]] = msg["value"]
+
+    def identity(self, name):
+        full = self.prefix + name
+        self.counts[full] = count = self.counts.get(full, 0) + 1
+        return full if count == 1 else f"{full}#{count}"
+
+    def key_of(self, identity):
+        return jax.random.fold_in(self.key, zlib.crc32(identity.encode()))
+
+    # ---- sample sites
+
+    def _draw(self, msg):
+        name, fn = msg["name"], msg["fn"]
+        if any(control_flow.substitutes(kind, values, msg) for kind, values in self.substituted):
+            return
+        if get_opaque_trace_state() != self.level:
+            raise ValueError(
+                f"sample site {name!r} is inside a jax.vmap, jax.lax.scan, jax.lax.cond, jax.grad or jax.jit of your own, where "
+                "the expectation cannot see it. Use numpyro.plate or vinb.programs.replicate instead of vmap, "
+                "numpyro.contrib.control_flow.scan and cond instead of jax.lax's, and put jax.jit around the expectation."
+            )
+        identity = self.identity(name)
+        if self.detached:
+            msg["value"] = stop_gradient(fn.sample(self.key_of(identity), msg["kwargs"]["sample_shape"]))
+            return
+        requested = msg["infer"].get("gradient")
+        if requested is not None:
+            check_strategy(name, requested)
+            if (refusal := requested.refusal(fn)) is not None:
+                raise ValueError(f"site {name!r} is {type(unwrap(fn)).__name__}, {refusal}")
+        if self.looped:
+            msg["infer"] = {**msg["infer"], "_drawn_in_loop": identity}
+        shape = msg["kwargs"]["sample_shape"]
+
+        if self.mode == "direct":
+            if requested is None and not pathwise.is_reparameterised(fn):
+                raise NeedsPlan
+            strategy = Pathwise() if requested is None else requested
+            if not isinstance(strategy, Inline):
+                raise NeedsPlan
+            msg["value"] = strategy.draw(fn, self.key_of(identity), shape)
+        elif self.mode == "analyse":
+            msg["value"] = self._mark(msg, identity, requested)
+        else:
+            msg["value"] = self._draw_planned(msg, identity, shape)
+
+    def _mark(self, msg, identity, requested):
+        fn, base = msg["fn"], unwrap(msg["fn"])
+        value = jax.eval_shape(lambda k: fn.sample(k, msg["kwargs"]["sample_shape"]), self.key)
+        if isinstance(requested, GumbelSoftmax):
+            value = jax.ShapeDtypeStruct(value.shape, jnp.result_type(float))
+        shape = value.shape[: len(value.shape) - base.event_dim]
+        self.sites[identity] = Site(
+            identity,
+            msg["name"],
+            type(base).__name__,
+            requested,
+            shape,
+            support_size(base),
+            pathwise.is_reparameterised(fn),
+            self.looped,
+        )
+        # A sum with the lane gives the mark the batch axis of a replicated frame.
+        marked = tag(jnp.full(value.shape, self.lane, value.dtype), identity, len(shape))
+        if isinstance(requested, MeasureValued):
+            moves = requested.derivatives(base, marked, self.key)
+            alternatives = [v for move in moves for v in (move.positive, move.negative) if v is not None]
+            self.sites[identity].num_alternatives = len(alternatives)
+        if not self.looped:
+            self.records[identity] = {"log_prob": self._log_prob(fn, marked)}
+        return marked
+
+    def _log_prob(self, fn, value):
+        """For the analysis of what the site's law depends on."""
+        try:
+            return self._where_live(element_log_prob(fn, value))
+        except NotImplementedError:  # then on all that the distribution is made of
+            return sum(jnp.sum(jnp.asarray(leaf, float)) for leaf in jax.tree.leaves(fn))
+
+    def _where_live(self, log_prob):
+        # In the branch of a cond that is not taken, the sample means nothing.
+        return log_prob if self.live is None else jnp.where(self.live, log_prob, 0.0)
+
+    def _draw_planned(self, msg, identity, shape):
+        fn, base = msg["fn"], unwrap(msg["fn"])
+        strategy, key = self.plan.strategy(identity), self.key_of(identity)
+        if isinstance(strategy, Inline):
+            return strategy.draw(fn, key, shape)
+        if isinstance(strategy, Enumerate):
+            value = support_values(base)[self.forced[identity]]
+            self.records[identity] = {"prob": element_prob(fn, value)}
+            return value
+        value = stop_gradient(fn.sample(key, shape))
+        if self.mode == "what-if" and identity in self.forced:
+            moves = strategy.derivatives(base, value, jax.random.fold_in(key, 1))
+            values = [v for move in moves for v in (move.positive, move.negative) if v is not None]
+            moved = jnp.stack(jnp.broadcast_arrays(*values))[self.alternative].astype(value.dtype)
+            return stop_gradient(jnp.where(self.forced[identity], moved, value))
+        if isinstance(strategy, MeasureValued):
+            moves = strategy.derivatives(base, value, jax.random.fold_in(key, 1))
+            self.records[identity] = {"moves": [_without_values(move) for move in moves]}
+        elif isinstance(strategy, ScoreFunction) and not self.looped:
+            inputs = msg["infer"].get("baseline_input")
+            log_prob = self._where_live(score_log_prob(fn, value))
+            self.records[identity] = {"log_prob": log_prob, "inputs": stop_gradient(inputs)}
+        return value
+
+    def _after_loop(self, msg, identity):
+        """The site as NumPyro's scan shows it afterwards, with all steps' distributions and values along the first axis."""
+        if self.mode == "analyse":
+            log_prob = self._log_prob(msg["fn"], msg["value"])
+            self.records[identity] = {"log_prob": log_prob}
+            self.sites[identity].shape = log_prob.shape
+        elif self.mode == "primal" and isinstance(self.plan.strategy(identity), ScoreFunction):
+            log_prob = self._where_live(score_log_prob(msg["fn"], stop_gradient(msg["value"])))
+            self.records[identity] = {"log_prob": log_prob, "inputs": msg["infer"].get("baseline_input")}
+
+
+@contextlib.contextmanager
+def entered(handler):
+    # NumPyro's handlers cut the stack at an exception, which a second entry of the same handler would confuse.
+    depth = len(_PYRO_STACK)
+    handler.__enter__()
+    try:
+        yield
+    except BaseException:
+        del _PYRO_STACK[depth:]
+        raise
+    handler.__exit__(None, None, None)
+
+
+def chosen_strategies():
+    return [h.again() for h in _PYRO_STACK if isinstance(h, strategies)]
+
+
+# ---- draws
+
+
+def _without_values(move):
+    """Which alternatives there are; their values are drawn again where they are used."""
+    positive, negative = move.positive is not None, move.negative is not None
+    return {
+        "parameter": move.parameter,
+        "coefficient": stop_gradient(move.coefficient),
+        "present": _Static((positive, negative)),
+    }
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class _Static:
+    value: Any
