@@ -1,5 +1,28 @@
-"""Verbs on NumPyro programs: ``simulate`` runs one, ``log_density`` scores values with it."""
+"""Verbs on NumPyro programs, for use in the program of an expectation.
 
-from vinb.programs.simulate import Simulation, latent_sites, log_density, simulate, site_log_density
+``simulate`` runs a program, ``log_density`` scores values with it, ``marginal`` integrates some of its sites out,
+``normalize`` makes it a distribution through an inference algorithm. ``replicate`` runs a program several times at
+once, ``detached`` cuts gradients, ``evaluate`` runs a program for its
+result.
+"""
 
-__all__ = ["Simulation", "latent_sites", "log_density", "simulate", "site_log_density"]
+from vinb.estimators.frames import detached, evaluate, replicate
+from vinb.programs.marginal import marginal
+from vinb.programs.normalize import SIR, importance, normalize
+from vinb.programs.simulate import Simulation, StochasticProgram, latent_sites, log_density, scalar, simulate
+
+__all__ = [
+    "SIR",
+    "Simulation",
+    "StochasticProgram",
+    "detached",
+    "evaluate",
+    "importance",
+    "latent_sites",
+    "log_density",
+    "marginal",
+    "normalize",
+    "replicate",
+    "scalar",
+    "simulate",
+]
