@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # Upper rooms may import lower ones (rightwards), never the other way; rooms that have no file yet keep their place.
-ROOMS = ["__main__", "cli", "experiment", "training", "models", "objectives", "programs", "estimators", "distributions",
-         "analysis", "numerics", "coding", "data", "accelerator"]  # fmt: skip
+ROOMS = ["__main__", "cli", "experiment", "training", "models", "diagnostics", "objectives", "programs", "estimators",
+         "distributions", "analysis", "numerics", "coding", "data", "accelerator", "tables"]  # fmt: skip
 
 
 def tracked(*patterns):
@@ -116,3 +116,17 @@ def test_ruff_has_nothing_to_say():
     ruff = Path(sys.executable).parent / "ruff"
     assert subprocess.run([ruff, "check", "--quiet", "."], cwd=ROOT).returncode == 0
     assert subprocess.run([ruff, "format", "--check", "--quiet", "."], cwd=ROOT).returncode == 0
+
+
+def test_every_source_in_a_docstring_is_in_the_bibliography():
+    known = set(
+        re.findall(r"^@\w+\{([^,]+)", (ROOT / "notebooks" / "references.bib").read_text(), re.MULTILINE)
+    )
+    missing = {}
+    for path in (ROOT / "vinb").rglob("*.py"):
+        text = path.read_text()
+        known_here = known | set(re.findall(r"@\w+\{([^,]+)", text))  # data sets carry their own entries
+        cited = set(re.findall(r"\b[a-z]+(?:19|20)\d\d[a-z]+\b", text))
+        if cited - known_here:
+            missing[path.name] = sorted(cited - known_here)
+    assert not missing
