@@ -354,3 +354,13 @@ class TestRefusals:
         for gradient in ("doubly-reparameterised", "sticking-the-landing"):
             with pytest.raises(ValueError, match="needs known densities"):
                 iwelbo(model, guide, num_particles=2, gradient=gradient)({}, KEY)
+
+
+def test_outside_of_an_expectation_the_verbs_use_the_handlers_parameters():
+    def shifted():
+        numpyro.sample("z", dist.Normal(numpyro.param("loc", 0.0), 1e-3))
+
+    with handlers.seed(rng_seed=0), handlers.substitute(data={"loc": jnp.array(5.0)}):
+        plain = simulate(shifted).values["z"]
+        resampled = simulate(normalize(shifted, SIR(shifted, 3))).values["z"]
+    np.testing.assert_allclose([plain, resampled], 5.0, atol=0.01)
