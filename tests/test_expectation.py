@@ -17,7 +17,7 @@ import pytest
 from _exact import check_unbiased, gradient
 from numpyro import handlers
 from numpyro.contrib.control_flow import cond, scan
-from scipy import special
+from scipy import special, stats
 
 from vinb.estimators import (
     Constant,
@@ -35,6 +35,7 @@ from vinb.estimators import (
     moments,
     strategies,
 )
+from vinb.objectives import elbo
 from vinb.programs import replicate, simulate
 
 Z_LIMIT = 4.5
@@ -647,3 +648,112 @@ def test_bad_choices_are_refused():
 def test_a_parameter_that_is_missing_is_named():
     with pytest.raises(ValueError, match="no entry for the param site 'l'"):
         expectation(shifted_coin(None))({}, KEY)
+
+
+# Terms that keep elements apart beside terms that mix them ----------------------------------------------------------
+
+
+def joint(values, probability):
+    """Expectation over independent bits with these probabilities."""
+    bits = np.array(list(itertools.product((0, 1), repeat=len(probability))))
+    weights = np.prod(np.where(bits, probability, 1 - probability), axis=1)
+    return weights @ np.array([values(b) for b in bits])
+
+
+@pytest.mark.parametrize("strategy", [None, E, M, S])
+def test_an_elementwise_prior_beside_a_joint_likelihood(strategy):
+    slopes, logits = np.array([1.0, 2.0, -1.0]), np.array([0.2, -0.5, 0.9])
+    infer = {} if strategy is None else {"gradient": strategy}
+
+    def model():
+        with numpyro.plate("bits", 3):
+            z = numpyro.sample("z", dist.Bernoulli(0.3))
+        numpyro.sample("x", dist.Normal(jnp.sum(z * slopes), 1.0), obs=1.3)
+
+    def guide():
+        with numpyro.plate("bits", 3):
+            numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("l", jnp.zeros(3))), infer=infer)
+
+    def exact(p):
+        q = special.expit(p["l"])
+
+        def log_ratio(b):
+            prior = np.sum(np.where(b, np.log(0.3), np.log(0.7)) - np.where(b, np.log(q), np.log(1 - q)))
+            return prior + stats.norm.logpdf(1.3, b @ slopes)
+
+        return joint(log_ratio, q)
+
+    params = {"l": jnp.array(logits, jnp.float32)}
+    draw = lambda k: jax.value_and_grad(elbo(model, guide))(params, k)  # noqa: E731
+    check_unbiased(draw, KEY, gradient(exact, {"l": logits}), Z_LIMIT)
+
+
+@pytest.mark.parametrize("strategy", [E, M, S])
+def test_terms_that_mix_different_axes(strategy):
+    at = np.array([[0.2, -0.4], [0.6, 0.1]])
+
+    def program():
+        z = numpyro.sample("z", dist.Bernoulli(logits=numpyro.param("l")), infer={"gradient": strategy})
+        return Terms(jnp.sum(z, 0) ** 2.0, jnp.sum(z, 1) ** 3.0)
+
+    def exact(p):
+        value = lambda b: np.sum(b.reshape(2, 2).sum(0) ** 2) + np.sum(b.reshape(2, 2).sum(1) ** 3)  # noqa: E731
+        return joint(value, special.expit(p["l"]).ravel())
+
+    params = {"l": jnp.array(at, jnp.float32)}
+    draw = lambda k: jax.value_and_grad(expectation(program))(params, k)  # noqa: E731
+    check_unbiased(draw, KEY, gradient(exact, {"l": at}), Z_LIMIT)
+
+
+def test_too_many_sites_that_meet_are_refused():
+    def program():
+        return sum(bernoulli(f"b{i}", E, probs=0.5) for i in range(40)) ** 2.0
+
+    with pytest.raises(ValueError, match="which meet in one term of the cost, would have to run"):
+        expectation(program)({}, KEY)
+
+
+def test_choices_of_strategies_add_up():
+    def program():
+        p = numpyro.param("p")
+        return bernoulli("a", None, probs=p) + 1.0 * bernoulli("b", None, probs=p)
+
+    params = {"p": jnp.array(0.3)}
+    chosen = expectation(program).with_strategies({"a": S, "b": S}).with_strategies({"a": M})
+    plan = chosen.plan(params, KEY)
+    assert (plan.strategy("a"), plan.strategy("b")) == (M, S)
+
+
+def test_mixed_second_derivatives_through_a_measure_valued_site_are_refused():
+    function = expectation(lambda: numpyro.param("b") ** 2 * bernoulli("z", M, logits=numpyro.param("a")))
+    params = {"a": jnp.array(0.3), "b": jnp.array(2.0)}
+    for outer, inner in (("a", "b"), ("b", "a")):
+        slope = lambda p, inner=inner: jax.grad(function)(p, KEY)[inner]  # noqa: E731
+        with pytest.raises(NotImplementedError, match="second derivatives"):
+            jax.grad(slope)(params)[outer]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda a: dist.Delta(a),
+        lambda a: dist.TransformedDistribution(
+            dist.Uniform(0.0, 1.0), dist.transforms.AffineTransform(a, 2.0)
+        ),
+    ],
+)
+def test_the_score_function_refuses_supports_that_move_unseen(make):
+    function = expectation(lambda: numpyro.sample("z", make(numpyro.param("a")), infer={"gradient": S}) ** 2)
+    with pytest.raises(ValueError, match="support"):
+        jax.grad(function)({"a": jnp.array(0.3)}, KEY)
+
+
+def test_a_score_function_site_of_a_verb_in_a_scan_is_refused():
+    def program():
+        def body(carry, _):
+            return carry + replicate(lambda: bernoulli("z", S, probs=numpyro.param("p")), 2)().sum(), None
+
+        return scan(body, 0.0, None, length=2)[0]
+
+    with pytest.raises(ValueError, match="within NumPyro's scan"):
+        expectation(program)({"p": jnp.array(0.3)}, KEY)

@@ -20,8 +20,9 @@ from numpyro.infer import RenyiELBO
 from scipy import special, stats
 
 from vinb import objectives
-from vinb.estimators import Enumerate, MeasureValued, ScoreFunction, moments
+from vinb.estimators import Enumerate, MeasureValued, ScoreFunction, init, moments
 from vinb.objectives import elbo, iwelbo, renyi
+from vinb.programs import SIR, normalize
 
 KEY = jax.random.key(0)
 
@@ -673,3 +674,59 @@ def test_refusals():
             getattr(objectives, name)(model, conditional_guide, observed="y")(
                 arrays(DREAMT), KEY, jnp.array(X)
             )
+
+
+# ---- Where a closed form would be wrong
+
+
+def shared_shape(m):
+    numpyro.sample("z", dist.Normal(m, 0.5), sample_shape=(3,))
+
+
+def delta_of_a_vector():
+    with numpyro.plate("rows", 1):
+        numpyro.sample("z", dist.Delta(jnp.ones((1, 3)), log_density=jnp.full(1, 0.2), event_dim=1))
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "why"),
+    [
+        (lambda: shared_shape(0.0), lambda: shared_shape(numpyro.param("m", 1.0)), "sample_shape"),
+        (
+            lambda: numpyro.sample("z", dist.Normal(0.0, 1.0).expand([1, 3])),
+            delta_of_a_vector,
+            "shapes",
+        ),
+        (
+            lambda: numpyro.sample("z", dist.Beta(2.0, 5.0)),
+            lambda: numpyro.sample("z", dist.Kumaraswamy(jnp.exp(numpyro.param("a", -1.0)), 0.4)),
+            "truncated series",
+        ),
+    ],
+)
+def test_closed_forms_that_would_be_wrong_are_not_taken(model, guide, why):
+    params = init((model, guide), KEY)
+    bound, samples = objectives.elbo(model, guide), objectives.elbo(model, guide, kl="monte-carlo")
+    assert why in bound.plan(params, KEY).notes["z"]
+    np.testing.assert_allclose(bound(params, KEY), samples(params, KEY), rtol=1e-6)
+
+
+def test_scaled_sites_are_refused_where_their_weights_are_averaged():
+    def pair():
+        u = numpyro.sample("u", dist.Normal(0.0, 1.0))
+        numpyro.sample("z", dist.Normal(u, 1.0))
+
+    def target():
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=1.0)
+
+    scaled_pair, scaled_target = numpyro.handlers.scale(pair, 10.0), numpyro.handlers.scale(target, 10.0)
+    proposal = numpyro.handlers.scale(lambda: numpyro.sample("z", dist.Normal(0.0, 1.0)), 10.0)
+    for bound in (
+        objectives.iwhvi(target, scaled_pair, keep=["z"], num_auxiliary=2),
+        objectives.elbo(scaled_target, normalize(scaled_target, SIR(proposal, 3))),
+    ):
+        with pytest.raises(ValueError, match="scale of 10"):
+            bound({}, KEY)
+    # With one particle it is a difference, in which a scale is a factor.
+    assert np.isfinite(objectives.hvi(scaled_target, scaled_pair, keep=["z"])({}, KEY))

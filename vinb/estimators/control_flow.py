@@ -15,6 +15,7 @@ def scan(run, msg):
 
     def step(carry, x):
         child = run.child(f"{identity}/", numpyro.prng_key())
+        child.plate_key = child.key
         child.looped, child.substituted = True, msg["kwargs"]["substitute_stack"]
         with child:
             result = body(carry, x)

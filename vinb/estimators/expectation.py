@@ -29,6 +29,7 @@ from vinb.estimators.plan import Plan, as_terms, make_plan
 from vinb.estimators.run import NeedsPlan, Run
 from vinb.estimators.sites import Params
 from vinb.estimators.strategies import Enumerate, MeasureValued, ScoreFunction, Strategy, strategies
+from vinb.estimators.surrogates import first_derivatives_only
 from vinb.estimators.terms import Terms
 
 _AXIS = "vinb_runs"  # names the axis of num_particles for LeaveOneOut
@@ -37,9 +38,9 @@ _AXIS = "vinb_runs"  # names the axis of num_particles for LeaveOneOut
 class Expectation:
     """See :func:`expectation`; made by it."""
 
-    def __init__(self, program, num_particles=1, has_state=False, choice=None):
+    def __init__(self, program, num_particles=1, has_state=False, choices=()):
         self.program, self.num_particles, self.has_state = program, num_particles, has_state
-        self.choice = choice
+        self.choices = choices
 
     def __call__(self, params: Params, key: jax.Array, *args, **kwargs) -> Float[Array, ""]:
         state = kwargs.pop("state", None) if self.has_state else None
@@ -53,9 +54,9 @@ class Expectation:
     def with_strategies(
         self, choice: Mapping[str, Strategy] | Callable[[str], Strategy | None]
     ) -> "Expectation":
-        """The same expectation with other gradient strategies, by site name; see ``strategies``."""
+        """The same expectation with other gradient strategies at the sites named, see ``strategies``; earlier choices stay."""
         strategies(choice=choice)  # raises if it is none
-        return Expectation(self.program, self.num_particles, self.has_state, choice)
+        return Expectation(self.program, self.num_particles, self.has_state, (*self.choices, choice))
 
     def plan(self, params: Params, key: jax.Array, *args, **kwargs) -> Plan:
         """Which sites there are, what depends on them, and which strategies they have."""
@@ -96,7 +97,9 @@ class Expectation:
         return value, new_state, mutables
 
     def _bound(self, args, kwargs):
-        program = self.program if self.choice is None else strategies(self.program, self.choice)
+        program = self.program
+        for choice in self.choices:  # the last one is outermost, and the strongest
+            program = strategies(program, choice)
         return lambda: program(*args, **kwargs)
 
     def _plan(self, params, key, args, kwargs, constrained):
@@ -290,6 +293,11 @@ class _Surrogate:
         terms, records, mutables = self.run()
         log_boxes = {}
         for s in self.scored:
+            if s not in records:
+                raise ValueError(
+                    f"sample site {s!r} is drawn by simulate, replicate or a cond within NumPyro's scan, where ScoreFunction() "
+                    "cannot follow it; sample it directly in the loop's body, or write the loop out in Python"
+                )
             log_prob = self.narrow(records[s]["log_prob"], (s, *self.plan.parents[s]))
             log_boxes[s] = log_prob - stop_gradient(log_prob)
 
@@ -315,6 +323,12 @@ class _Surrogate:
             total = total + jnp.sum(self.times_weight(records, site, control))
         for site in self.measured:
             total = total + self.measure_valued(site, terms, records)
+        if self.measured:
+            total = first_derivatives_only(
+                total,
+                f"second derivatives with MeasureValued() at {', '.join(self.measured)} are not available; "
+                "use ScoreFunction() or Enumerate() for them",
+            )
         return total, costs, mutables
 
     def times_weight(self, records, site, array):
@@ -391,7 +405,7 @@ class _Surrogate:
             upstream = (site, *self.plan.parents[site])
             parameter, coefficient = (self.narrow(move[k], upstream) for k in ("parameter", "coefficient"))
             slope = coefficient * (pair[0] - pair[1])
-            total = total + jnp.sum(_first_order(parameter, stop_gradient(slope)))
+            total = total + jnp.sum((parameter - stop_gradient(parameter)) * stop_gradient(slope))
         return total
 
 
@@ -435,26 +449,3 @@ class _Baseline:
 
     def __init__(self, value):
         self.value = value
-
-
-@jax.custom_jvp
-def _first_order(parameter, slope):
-    return jnp.zeros(jnp.broadcast_shapes(jnp.shape(parameter), jnp.shape(slope)))
-
-
-@_first_order.defjvp
-def _first_order_jvp(primals, tangents):
-    parameter, slope = primals
-    return _first_order(parameter, slope), _once(parameter, slope) * tangents[0]
-
-
-@jax.custom_jvp
-def _once(parameter, slope):
-    return slope
-
-
-@_once.defjvp
-def _once_jvp(primals, tangents):
-    raise NotImplementedError(
-        "second derivatives through a MeasureValued() site are not available; use ScoreFunction() or Enumerate() for them"
-    )

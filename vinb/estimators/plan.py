@@ -29,7 +29,7 @@ from vinb.estimators.terms import Terms
 
 Axes = tuple[int | None, ...]
 
-MAX_CONFIGURATIONS = 2**16  # of one enumerated site
+MAX_CONFIGURATIONS = 2**16  # of the enumerated sites together
 DEFAULT_CONFIGURATIONS = 16  # of a site enumerated by default
 DEFAULT_TOTAL = 64  # of all sites enumerated by default
 
@@ -109,6 +109,7 @@ def make_plan(program: Callable, make_run: Callable[[], Run]) -> Plan:
         parents[name] = _close(direct[name], sites, parents)
     plan = Plan(sites, notes, [_close(deps, sites, parents) for deps in terms], parents)
     _choose(plan)
+    _forget_alignment(plan)
     _colour(plan)
     return plan
 
@@ -206,6 +207,16 @@ def _conflicts(plan, name):
     ]
 
 
+def _forget_alignment(plan):
+    """An axis along which one term mixes the elements of an enumerated or moved site is treated as mixed by all terms: its
+    configurations are those of all elements together, whatever a term keeps apart."""
+    special = [n for n, (s, _) in plan.strategies.items() if isinstance(s, Enumerate | MeasureValued)]
+    mixed = {name: plan.mixed(name) for name in special}
+    for found in (*plan.upstream, *plan.parents.values()):
+        for name in found.keys() & mixed.keys():
+            found[name] = tuple(None if a in mixed[name] else t for a, t in enumerate(found[name]))
+
+
 def _colour(plan):
     for name in plan.of_kind(Enumerate):
         taken = {plan.colour[n] for n in _conflicts(plan, name) if n in plan.colour}
@@ -214,3 +225,8 @@ def _colour(plan):
     plan.sizes = [
         max(plan.num_configurations(n) for n, k in plan.colour.items() if k == c) for c in range(number)
     ]
+    if (total := math.prod(plan.sizes)) > MAX_CONFIGURATIONS:
+        raise ValueError(
+            f"Enumerate() at the sites {sorted(plan.colour)}, which meet in one term of the cost, would have to run {total:,} "
+            f"combinations; at most {MAX_CONFIGURATIONS:,} are allowed. Use MeasureValued() or ScoreFunction() at some of them"
+        )

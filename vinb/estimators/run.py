@@ -76,6 +76,7 @@ class Run(Messenger):
         self.sites, self.records, self.mutables, self.notes = {}, {}, {}, {}
         self.prefix, self.live, self.lane, self.looped, self.substituted = "", None, 0.0, False, ()
         self.detached = False
+        self.plate_key = key
         self.counts = {}
         self.level = get_opaque_trace_state()
         super().__init__()
@@ -94,6 +95,7 @@ class Run(Messenger):
             alternative=self.alternative,
             constrained=self.constrained,
         )
+        run.plate_key = self.plate_key  # the runs of a frame see one subsample
         run.prefix, run.live, run.looped, run.detached = prefix, self.live, self.looped, self.detached
         run.lane = self.lane
         return run
@@ -129,7 +131,7 @@ class Run(Messenger):
             msg["value"] = self.params[msg["name"]]
         elif kind == "plate" and msg["value"] is None:
             # By its plain name: a model and its guide see the same subsample.
-            msg["kwargs"]["rng_key"] = self.key_of(f"/plate/{msg['name']}")
+            msg["kwargs"]["rng_key"] = _fold(self.plate_key, f"/plate/{msg['name']}")
         elif (
             kind == "prng_key" and msg["kwargs"]["rng_key"] is None
         ):  # NumPyro's block lets it through to all runs
@@ -154,7 +156,7 @@ class Run(Messenger):
         return full if count == 1 else f"{full}#{count}"
 
     def key_of(self, identity):
-        return jax.random.fold_in(self.key, zlib.crc32(identity.encode()))
+        return _fold(self.key, identity)
 
     # ---- sample sites
 
@@ -263,6 +265,10 @@ class Run(Messenger):
         elif self.mode == "primal" and isinstance(self.plan.strategy(identity), ScoreFunction):
             log_prob = self._where_live(score_log_prob(msg["fn"], stop_gradient(msg["value"])))
             self.records[identity] = {"log_prob": log_prob, "inputs": msg["infer"].get("baseline_input")}
+
+
+def _fold(key, name):
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 from numpyro.contrib.control_flow.scan import scan_wrapper
-from numpyro.distributions import Distribution
+from numpyro.distributions import Delta, Distribution, TransformedDistribution, constraints
 from numpyro.primitives import Messenger
 
 from vinb.estimators import measure_valued, pathwise, relaxations
@@ -75,7 +75,7 @@ class ScoreFunction(Strategy):
         return "ScoreFunction" if self.baseline is None else f"ScoreFunction, {type(self.baseline).__name__}"
 
     def refusal(self, fn):
-        if not _support_moves(unwrap(fn).support):
+        if not _law_moves(unwrap(fn)):
             return None
         return (
             "whose support has ends that are computed and may depend on parameters: the score would miss what enters and leaves "
@@ -179,6 +179,16 @@ def _no_relaxation(strategy, fn):
     if getattr(unwrap(fn), "has_enumerate_support", False):
         hint = " (for a categorical choice there is vinb.distributions.OneHotCategorical)"
     return f"for which {strategy} has no rule; use {_instead(fn)}{hint}"
+
+
+def _law_moves(base):
+    """May the set of possible values depend on parameters?"""
+    if isinstance(base, Delta):
+        return isinstance(base.v, jax.core.Tracer)
+    if type(base) is TransformedDistribution and base.base_dist.support is not constraints.real:
+        # NumPyro gives it the support of the transforms' codomain, whatever part of it the base reaches.
+        return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(base.transforms))
+    return _support_moves(base.support)
 
 
 def _support_moves(support):

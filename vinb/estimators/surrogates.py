@@ -1,5 +1,7 @@
 """Functions whose value is a cost and whose reverse-mode gradient is a chosen estimator of the gradient of its expectation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,3 +57,25 @@ def straight_through(key: jax.Array, logits: Float[Array, "..."]) -> Float[Array
     probs = jax.nn.sigmoid(logits)
     sample = jax.random.bernoulli(key, probs).astype(probs.dtype)
     return sample + (probs - stop_gradient(probs))  # in this order: the bracket is exactly zero
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def first_derivatives_only(value: Float[Array, "..."], reason: str) -> Float[Array, "..."]:
+    """``value``, whose second derivatives raise NotImplementedError with ``reason`` instead of being wrong."""
+    return value
+
+
+@first_derivatives_only.defjvp
+def _(reason, primals, tangents):
+    # Of the tangent alone: it has to stay linear.
+    return first_derivatives_only(primals[0], reason), _one(primals[0], reason) * tangents[0]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _one(value, reason):
+    return jnp.ones_like(value)
+
+
+@_one.defjvp
+def _(reason, primals, tangents):
+    raise NotImplementedError(reason)

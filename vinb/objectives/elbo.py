@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.lax import stop_gradient
-from numpyro.distributions import MaskedDistribution, kl_divergence
+from numpyro.distributions import Kumaraswamy, MaskedDistribution, kl_divergence
 
 from vinb.analysis import dependence
 from vinb.estimators import Expectation, Terms, expectation
+from vinb.estimators.elements import unwrap
 from vinb.estimators.frames import current
 from vinb.estimators.run import Run
 from vinb.programs import Simulation, StochasticProgram, detached, latent_sites, log_density, simulate
@@ -94,6 +95,7 @@ def _log_guide(guide, q, kl, args, kwargs):
         raise ValueError(
             "kl='sticking-the-landing' needs a guide with a known density; pass 'auto' for marginal and normalize"
         )
+    args, kwargs = constants((args, kwargs))
     with detached():
         return log_density(guide, q.values, *args, **kwargs)
 
@@ -112,9 +114,15 @@ def _divergences(model, guide, q, p, args, kwargs, required):
         if not _same_masks(prior["fn"], posterior["fn"]):
             reasons[name] = "model and guide are not known to mask it alike"
             continue
-        if prior["fn"].shape() != posterior["fn"].shape():
-            shapes = [site["fn"].shape() for site in (prior, posterior)]
-            reasons[name] = f"it has shape {shapes[0]} in the model and {shapes[1]} in the guide"
+        shapes = [(site["fn"].batch_shape, site["fn"].event_shape) for site in (prior, posterior)]
+        if shapes[0] != shapes[1]:
+            reasons[name] = f"it has shapes {shapes[0]} in the model and {shapes[1]} in the guide"
+            continue
+        if jnp.shape(posterior["value"]) != posterior["fn"].shape():
+            reasons[name] = "it has a sample_shape of its own"
+            continue
+        if isinstance(unwrap(posterior["fn"]), Kumaraswamy):
+            reasons[name] = "NumPyro's divergence from Kumaraswamy is a truncated series"
             continue
         try:
             divergence = kl_divergence(posterior["fn"], prior["fn"])
@@ -220,6 +228,6 @@ def _numbers(fn):
     return [jnp.asarray(leaf) for leaf in jax.tree.leaves(fn)]
 
 
-def frozen_values(values):
-    """The same values as constants."""
-    return jax.tree.map(stop_gradient, values)
+def constants(tree):
+    """The same arrays without derivatives."""
+    return jax.tree.map(lambda leaf: stop_gradient(leaf) if isinstance(leaf, jax.Array) else leaf, tree)

@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jax.scipy.special import logsumexp
-from numpyro.distributions.util import is_identically_one
 
 from vinb.estimators import Expectation, Pathwise, expectation, with_baseline
 from vinb.estimators.elements import unwrap
 from vinb.estimators.pathwise import is_reparameterised
-from vinb.objectives.elbo import frozen_values, model_values
+from vinb.estimators.surrogates import first_derivatives_only
+from vinb.objectives.elbo import constants, model_values
 from vinb.programs import StochasticProgram, detached, latent_sites, log_density, replicate, scalar, simulate
 from vinb.programs.marginal import check_num_particles
-from vinb.programs.simulate import trace_at, trace_log_density
+from vinb.programs.simulate import check_unscaled, unscaled_log_density
 
 Gradient = Literal["plain", "vimco", "doubly-reparameterised", "sticking-the-landing"]
 
@@ -107,11 +107,7 @@ def log_ratio(model, q, args, kwargs):
 
 
 def log_model(model, q, args, kwargs):
-    if isinstance(model, StochasticProgram):
-        return scalar(log_density(model, model_values(q), *args, **kwargs))
-    p = trace_at(model, model_values(q), *args, **kwargs)
-    check_unscaled(p)
-    return scalar(trace_log_density(p))
+    return scalar(unscaled_log_density(model, model_values(q), *args, **kwargs))
 
 
 def _without_each(log_weights, bound_of):
@@ -133,11 +129,11 @@ def _split(model, guide, args, kwargs):
     check_unscaled(q.trace)
     _check_pathwise(q)
     values = model_values(q)
-    constants = jax.tree.map(_constant, (args, kwargs))
+    fixed_args, fixed_kwargs = constants((args, kwargs))
     with detached():
-        log_q = scalar(log_density(guide, q.values, *constants[0], **constants[1]))
-        through_sample = scalar(log_density(model, values, *constants[0], **constants[1])) - log_q
-    in_model = scalar(log_density(model, frozen_values(values), *args, **kwargs)) - stop_gradient(log_q)
+        log_q = scalar(log_density(guide, q.values, *fixed_args, **fixed_kwargs))
+        through_sample = scalar(log_density(model, values, *fixed_args, **fixed_kwargs)) - log_q
+    in_model = scalar(log_density(model, constants(values), *args, **kwargs)) - stop_gradient(log_q)
     return in_model, through_sample, scalar(log_density(model, values, *args, **kwargs)) - log_q
 
 
@@ -149,11 +145,10 @@ def _doubly_reparameterised(model, guide, num, power, bound_of, args, kwargs):
     # (tucker2019dreg, section 6, for a power of one).
     factors = (1.0 - power) * shares + power * shares**2
     surrogate = jnp.sum(shares * in_model) + jnp.sum(factors * through_sample)
-    return bound_of(log_weights) + surrogate - stop_gradient(surrogate)
-
-
-def _constant(leaf):
-    return stop_gradient(leaf) if isinstance(leaf, jax.Array) else leaf
+    return first_derivatives_only(
+        bound_of(log_weights) + surrogate - stop_gradient(surrogate),
+        "second derivatives with gradient='doubly-reparameterised' are not available; pass gradient='plain' for them",
+    )
 
 
 def _check_pathwise(q):
@@ -164,13 +159,4 @@ def _check_pathwise(q):
             raise ValueError(
                 f"this gradient reparameterises every site of the guide, and site {name!r} is {kind} with {strategy}; "
                 "pass gradient='plain' or 'vimco'"
-            )
-
-
-def check_unscaled(trace):
-    for name, site in trace.items():
-        if site["type"] == "sample" and site["scale"] is not None and not is_identically_one(site["scale"]):
-            raise ValueError(
-                f"site {name!r} has a scale of {site['scale']}: the logarithm of an average of scaled weights bounds nothing. "
-                "Remove numpyro.handlers.scale or the subsampling plate, and scale the bound on the minibatch instead."
             )

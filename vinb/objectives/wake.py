@@ -11,10 +11,11 @@ from jaxtyping import Array
 from numpyro.handlers import uncondition
 
 from vinb.estimators import Expectation, expectation
-from vinb.objectives.elbo import frozen_values, model_values
-from vinb.objectives.importance import check_unscaled, log_model
+from vinb.objectives.elbo import constants, model_values
+from vinb.objectives.importance import log_model
 from vinb.programs import detached, log_density, replicate, scalar, simulate
 from vinb.programs.marginal import check_num_particles
+from vinb.programs.simulate import check_unscaled
 
 
 def wake_theta(model: Callable, guide: Callable, *, num_particles: int) -> Expectation:
@@ -130,7 +131,7 @@ def wake_sleep(model: Callable, guide: Callable, *, observed: str) -> Expectatio
 
     def program(x, *args, **kwargs):
         with detached():
-            wake = frozen_values(model_values(simulate(guide, x, *args, **kwargs)))
+            wake = constants(model_values(simulate(guide, x, *args, **kwargs)))
             x_dreamt, dream = dream_of(model, observed, x, *args, **kwargs)
         log_p = log_density(model, wake, x, *args, **kwargs)
         return log_p + log_density(guide, dream, x_dreamt, *args, **kwargs)

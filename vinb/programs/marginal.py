@@ -12,12 +12,14 @@ from vinb.estimators.terms import Terms
 from vinb.programs.simulate import (
     Simulation,
     StochasticProgram,
+    check_unscaled,
     latent_sites,
     log_density,
     scalar,
     simulate,
     site_terms,
     trace_with,
+    unscaled_log_density,
 )
 
 
@@ -29,13 +31,14 @@ class Marginal(StochasticProgram):
 
     def simulate(self, *args, **kwargs) -> Simulation:
         joint = simulate(self.program, *args, **kwargs)
+        self._check(joint.trace)
         kept = self._kept(joint.values)
         auxiliary = {name: value for name, value in joint.values.items() if name not in self.keep}
         if self.proposal is None:
             first = self._without_prior(joint.trace)
         else:
             # The auxiliaries that came with the values are one of the particles: that makes the reciprocal unbiased.
-            first = joint.log_density - log_density(self.proposal, auxiliary, kept, *args, **kwargs)
+            first = joint.log_density - self._density(self.proposal, auxiliary, kept, *args, **kwargs)
         log_weights = scalar(first)[None]
         if self.num_particles > 1:
             others = self._log_weights(kept, self.num_particles - 1, args, kwargs)
@@ -52,11 +55,23 @@ class Marginal(StochasticProgram):
     def _log_weights(self, kept, num, args, kwargs):
         def one():
             if self.proposal is None:
-                return scalar(self._without_prior(trace_with(self.program, kept, *args, **kwargs)))
+                trace = trace_with(self.program, kept, *args, **kwargs)
+                self._check(trace)
+                return scalar(self._without_prior(trace))
             r = simulate(self.proposal, kept, *args, **kwargs)
-            return scalar(log_density(self.program, {**kept, **r.values}, *args, **kwargs) - r.log_density)
+            self._check(r.trace)
+            joint = self._density(self.program, {**kept, **r.values}, *args, **kwargs)
+            return scalar(joint - r.log_density)
 
         return replicate(one, num, name="auxiliary")()
+
+    def _check(self, trace):
+        if self.num_particles > 1:  # one particle is a difference, in which a scale is just a factor
+            check_unscaled(trace)
+
+    def _density(self, program, values, *args, **kwargs):
+        density = log_density if self.num_particles == 1 else unscaled_log_density
+        return density(program, values, *args, **kwargs)
 
     def _without_prior(self, trace):
         """Log density of the kept and of the observed sites: the joint's over that of the others, which were drawn from it."""

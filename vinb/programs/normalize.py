@@ -16,10 +16,11 @@ from vinb.programs.marginal import check_num_particles, tree_index
 from vinb.programs.simulate import (
     Simulation,
     StochasticProgram,
+    check_unscaled,
     hidden,
-    log_density,
     scalar,
     simulate,
+    unscaled_log_density,
 )
 
 
@@ -64,8 +65,9 @@ class Normalized(StochasticProgram):
         return Simulation(tree_index(values, index), Terms(log_targets[index]) - log_evidence, {})
 
     def log_density(self, values: dict[str, Any], *args, **kwargs) -> Terms:
-        log_target = log_density(self.program, values, *args, **kwargs)
-        first = scalar(log_target - log_density(self.algorithm.proposal, values, *args, **kwargs))[None]
+        log_target = unscaled_log_density(self.program, values, *args, **kwargs)
+        log_proposal = unscaled_log_density(self.algorithm.proposal, values, *args, **kwargs)
+        first = scalar(log_target - log_proposal)[None]
         if self.algorithm.num_particles > 1:
             _, _, others = self._particles(self.algorithm.num_particles - 1, args, kwargs)
             first = jnp.concatenate([first, others])
@@ -75,7 +77,8 @@ class Normalized(StochasticProgram):
         def one():
             q = simulate(self.algorithm.proposal, *args, **kwargs)
             values = {name: value for name, value in q.values.items() if name not in q.auxiliary}
-            log_target = scalar(log_density(self.program, values, *args, **kwargs))
+            check_unscaled(q.trace)
+            log_target = scalar(unscaled_log_density(self.program, values, *args, **kwargs))
             return values, log_target, log_target - scalar(q.log_density)
 
         return replicate(one, num)()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 from numpyro import handlers
+from numpyro.distributions.util import is_identically_one
 from numpyro.primitives import Messenger
 
 from vinb.estimators.elements import site_log_densities
@@ -107,6 +108,25 @@ def log_density(program: Callable, values: dict[str, Array], *args, **kwargs) ->
     if isinstance(program, StochasticProgram):
         return program.log_density(values, *args, **kwargs)
     return trace_log_density(trace_at(program, values, *args, **kwargs))
+
+
+def unscaled_log_density(program: Callable, values: dict[str, Array], *args, **kwargs) -> Terms:
+    """:func:`log_density` for use in a weight: refuses scaled sites, whose weights bound nothing."""
+    if isinstance(program, StochasticProgram):
+        return program.log_density(values, *args, **kwargs)
+    trace = trace_at(program, values, *args, **kwargs)
+    check_unscaled(trace)
+    return trace_log_density(trace)
+
+
+def check_unscaled(trace: dict[str, Any]) -> None:
+    """Raise ValueError if a sample site of a trace is scaled."""
+    for name, site in trace.items():
+        if site["type"] == "sample" and site["scale"] is not None and not is_identically_one(site["scale"]):
+            raise ValueError(
+                f"site {name!r} has a scale of {site['scale']}: the logarithm of an average of scaled weights bounds nothing. "
+                "Remove numpyro.handlers.scale or the subsampling plate, and scale the bound on the minibatch instead."
+            )
 
 
 def trace_at(program: Callable, values: dict[str, Array], *args, **kwargs) -> dict[str, Any]:
