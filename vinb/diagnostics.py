@@ -11,10 +11,10 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
 from vinb.estimators import Params
+from vinb.estimators.checks import check_count
 from vinb.objectives.elbo import model_values
 from vinb.objectives.importance import log_ratio, log_weight
 from vinb.programs import evaluate, simulate
-from vinb.programs.marginal import check_num_particles
 
 
 class ParetoK(NamedTuple):
@@ -86,7 +86,7 @@ def log_weights(
         args, kwargs: the programs' arguments.
         num_samples: how many.
     """
-    check_num_particles(num_samples, "num_samples")
+    check_count(num_samples, "num_samples")
     draw = evaluate(lambda: log_weight(model, guide, args, kwargs))
     return jax.jit(jax.vmap(lambda k: draw(params, k)))(jax.random.split(key, num_samples))
 
@@ -105,7 +105,7 @@ def pareto_k(
         ValueError: for fewer than 100 samples, or where a weight is NaN or the guide draws what the model forbids
         everywhere.
     """
-    check_num_particles(num_samples, "num_samples")
+    check_count(num_samples, "num_samples")
     if num_samples < 100:
         raise ValueError(f"num_samples must be at least 100 for a tail to be fitted, got {num_samples}")
     weights = np.asarray(
@@ -148,7 +148,7 @@ def gap(
         ValueError: for fewer than two draws or particles.
     """
     for name, number in (("num_particles", num_particles), ("num_draws", num_draws)):
-        check_num_particles(number, name)
+        check_count(number, name)
         if number < 2:
             raise ValueError(f"{name} must be at least 2, got {number}")
     weights = log_weights(model, guide, params, key, *args, num_samples=num_particles * num_draws, **kwargs)
@@ -175,7 +175,7 @@ def posterior(
 
     Args: as for :func:`log_weights`. ``arviz.summary``, ``plot_posterior`` and the like take the result.
     """
-    check_num_particles(num_samples, "num_samples")
+    check_count(num_samples, "num_samples")
 
     def one():
         q = simulate(guide, *args, **kwargs)

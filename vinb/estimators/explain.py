@@ -47,6 +47,8 @@ def explain(program: Callable | Expectation) -> Callable[..., Table]:
             )
         forward, backward = num_runs(plan)
         caption = f"{backward} run(s) of the program with derivatives and {forward} without, per particle"
+        names = {site.name for site in plan.sites.values()}
+        caption = "; ".join([caption, *(note for name, note in plan.notes.items() if name not in names)])
         return Table(("site", "distribution", "elements", "strategy", "why", "runs"), rows, caption=caption)
 
     return table
@@ -144,6 +146,7 @@ def gradient_variance(
     strategies: Mapping[str, Mapping[str, Strategy] | None],
     num_draws: int = 1000,
     batch_size: int | None = None,
+    state=None,
 ) -> Comparison:
     """Measure the variance and the cost of the gradient under several choices of strategies.
 
@@ -169,7 +172,8 @@ def gradient_variance(
     rows = []
     for label, choice in strategies.items():
         chosen = objective if choice is None else objective.with_strategies(choice)
-        gradient = jax.grad(chosen)
+        cost = (lambda *a, f=chosen: f(*a, state=state)[0]) if chosen.has_state else chosen
+        gradient = jax.grad(cost)
         found = moments(lambda k, g=gradient: g(params, k, *args), key, num_draws, batch_size=batch_size)
         total = lambda tree: float(sum(np.sum(leaf) for leaf in jax.tree.leaves(jax.device_get(tree))))  # noqa: E731
         compiled = jax.jit(gradient).lower(params, key, *args).compile()
@@ -181,7 +185,8 @@ def gradient_variance(
                 total(found.variance_error),
                 float((compiled.cost_analysis() or {}).get("flops", jnp.nan)) / chosen.num_particles,
                 num_runs(plan),
-                any(plan.strategy(s).biased for s in plan.sites),
+                any(plan.strategy(s).biased for s in plan.sites)
+                or any(note.startswith("BIASED") for note in plan.notes.values()),
                 found,
             )
         )

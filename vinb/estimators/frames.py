@@ -6,11 +6,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpyro
-from jax.lax import stop_gradient
 from numpyro import handlers
 from numpyro.primitives import _PYRO_STACK
 
+from vinb.estimators.checks import check_count
 from vinb.estimators.run import Run, chosen_strategies, entered
+from vinb.estimators.surrogates import constants
 
 
 def current() -> Run | None:
@@ -25,15 +26,11 @@ def detached():
     if run is None:
         raise ValueError("detached() works within the program of an expectation only")
     outer = run.params, run.detached
-    run.params, run.detached = jax.tree.map(_constant, run.params), True
+    run.params, run.detached = constants(run.params), True
     try:
         yield
     finally:
         run.params, run.detached = outer
-
-
-def _constant(leaf):
-    return stop_gradient(leaf) if isinstance(leaf, jax.Array) else leaf
 
 
 def evaluate(program: Callable) -> Callable:
@@ -62,8 +59,7 @@ def replicate(program: Callable, num: int, *, name: str = "particles") -> Callab
     Returns:
         A function of ``program``'s arguments to its result with a leading axis of size ``num``.
     """
-    if isinstance(num, bool) or not isinstance(num, int) or num < 1:
-        raise ValueError(f"num must be a positive integer, got {num!r}")
+    check_count(num, "num")
 
     def run_all(*args, **kwargs):
         parent = current()

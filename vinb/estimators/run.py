@@ -247,6 +247,8 @@ class Run(Messenger):
             values = [v for move in moves for v in (move.positive, move.negative) if v is not None]
             moved = jnp.stack(jnp.broadcast_arrays(*values))[self.alternative].astype(value.dtype)
             return stop_gradient(jnp.where(self.forced[identity], moved, value))
+        if self.mode == "what-if":
+            return value
         if isinstance(strategy, MeasureValued):
             moves = strategy.derivatives(base, value, jax.random.fold_in(key, 1))
             self.records[identity] = {"moves": [_without_values(move) for move in moves]}

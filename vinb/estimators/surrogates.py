@@ -79,3 +79,8 @@ def _one(value, reason):
 @_one.defjvp
 def _(reason, primals, tangents):
     raise NotImplementedError(reason)
+
+
+def constants(tree):
+    """A pytree with its arrays cut from differentiation; other leaves as they are."""
+    return jax.tree.map(lambda leaf: stop_gradient(leaf) if isinstance(leaf, jax.Array) else leaf, tree)

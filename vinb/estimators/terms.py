@@ -97,14 +97,17 @@ class Terms:
     def __mul__(self, factor):
         if isinstance(factor, Terms) or jnp.ndim(factor):
             return self.total() * jnp.asarray(factor)
-        return self._map(lambda a: a * factor)
+        product = self._map(lambda a: a * factor)
+        if not isinstance(factor, Number):  # it may depend on the choice that a baseline must not depend on
+            product.baselines = ({},) * len(self.arrays)
+        return product
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor):
         if isinstance(divisor, Terms) or jnp.ndim(divisor):
             return self.total() / jnp.asarray(divisor)
-        return self._map(lambda a: a / divisor)
+        return self * (1 / divisor)
 
     def __rtruediv__(self, dividend):
         return dividend / self.total()

@@ -6,7 +6,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.lax import stop_gradient
 from numpyro.distributions import Kumaraswamy, MaskedDistribution, kl_divergence
 
 from vinb.analysis import dependence
@@ -14,6 +13,7 @@ from vinb.estimators import Expectation, Terms, expectation
 from vinb.estimators.elements import unwrap
 from vinb.estimators.frames import current
 from vinb.estimators.run import Run
+from vinb.estimators.surrogates import constants
 from vinb.programs import Simulation, StochasticProgram, detached, latent_sites, log_density, simulate
 from vinb.programs.simulate import site_terms, trace_at
 
@@ -226,8 +226,3 @@ def _feedback(model, guide, args, kwargs):
 
 def _numbers(fn):
     return [jnp.asarray(leaf) for leaf in jax.tree.leaves(fn)]
-
-
-def constants(tree):
-    """The same arrays without derivatives."""
-    return jax.tree.map(lambda leaf: stop_gradient(leaf) if isinstance(leaf, jax.Array) else leaf, tree)

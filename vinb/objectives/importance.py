@@ -9,12 +9,13 @@ from jax.lax import stop_gradient
 from jax.scipy.special import logsumexp
 
 from vinb.estimators import Expectation, Pathwise, expectation, with_baseline
+from vinb.estimators.checks import check_count
 from vinb.estimators.elements import unwrap
+from vinb.estimators.frames import current
 from vinb.estimators.pathwise import is_reparameterised
-from vinb.estimators.surrogates import first_derivatives_only
-from vinb.objectives.elbo import constants, model_values
+from vinb.estimators.surrogates import constants, first_derivatives_only
+from vinb.objectives.elbo import model_values
 from vinb.programs import StochasticProgram, detached, latent_sites, log_density, replicate, scalar, simulate
-from vinb.programs.marginal import check_num_particles
 from vinb.programs.simulate import check_unscaled, unscaled_log_density
 
 Gradient = Literal["plain", "vimco", "doubly-reparameterised", "sticking-the-landing"]
@@ -69,7 +70,7 @@ def renyi(
     Raises:
         ValueError: as in :func:`iwelbo`, and for ``alpha=1``.
     """
-    check_num_particles(num_particles)
+    check_count(num_particles)
     power = 1.0 - alpha
     if power == 0:
         raise ValueError("alpha=1 is the evidence lower bound: use vinb.objectives.elbo")
@@ -84,6 +85,8 @@ def renyi(
         if gradient == "doubly-reparameterised":
             return _doubly_reparameterised(model, guide, num_particles, power, bound_of, args, kwargs)
         if gradient == "sticking-the-landing":
+            if num_particles > 1:
+                current().notes["gradient"] = "BIASED gradient: sticking the landing drops the guide's score"
             stl = lambda: _split(model, guide, args, kwargs)[2]  # noqa: E731
             return bound_of(replicate(stl, num_particles)())
         log_weights = replicate(lambda: log_weight(model, guide, args, kwargs), num_particles)()

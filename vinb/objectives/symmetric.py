@@ -5,10 +5,10 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from vinb.estimators import Expectation, expectation
+from vinb.estimators.checks import check_count
 from vinb.objectives.elbo import model_values
 from vinb.objectives.wake import dream_of, scores, weighted_particles
 from vinb.programs import log_density, simulate
-from vinb.programs.marginal import check_num_particles
 
 
 def symmetric_kl(
@@ -32,7 +32,7 @@ def symmetric_kl(
     Raises:
         ValueError: for a ``num_particles`` below one; and, when called, for sites that model and guide do not share.
     """
-    check_num_particles(num_particles)
+    check_count(num_particles)
 
     def program(*args, **kwargs):
         q = simulate(guide, *args, **kwargs)

@@ -11,10 +11,11 @@ from jaxtyping import Array
 from numpyro.handlers import uncondition
 
 from vinb.estimators import Expectation, expectation
-from vinb.objectives.elbo import constants, model_values
+from vinb.estimators.checks import check_count
+from vinb.estimators.surrogates import constants
+from vinb.objectives.elbo import model_values
 from vinb.objectives.importance import log_model
 from vinb.programs import detached, log_density, replicate, scalar, simulate
-from vinb.programs.marginal import check_num_particles
 from vinb.programs.simulate import check_unscaled
 
 
@@ -36,7 +37,7 @@ def wake_theta(model: Callable, guide: Callable, *, num_particles: int) -> Expec
     Raises:
         ValueError: for a ``num_particles`` below one; and, when called, for sites that model and guide do not share.
     """
-    check_num_particles(num_particles)
+    check_count(num_particles)
 
     def program(*args, **kwargs):
         particles = weighted_particles(model, guide, num_particles, args, kwargs)
@@ -60,7 +61,7 @@ def wake_phi(
 
     Returns, Raises: as :func:`wake_theta`.
     """
-    check_num_particles(num_particles)
+    check_count(num_particles)
 
     def program(*args, **kwargs):
         particles = weighted_particles(model, proposal or guide, num_particles, args, kwargs)
@@ -71,7 +72,7 @@ def wake_phi(
 
 def reweighted_wake_sleep(model: Callable, guide: Callable, *, num_particles: int) -> Expectation:
     """:func:`wake_theta` plus :func:`wake_phi` at the same samples of the guide (bornschein2015rws, without a sleep phase)."""
-    check_num_particles(num_particles)
+    check_count(num_particles)
 
     def program(*args, **kwargs):
         particles = weighted_particles(model, guide, num_particles, args, kwargs)
@@ -88,7 +89,7 @@ def forward_kl(
 
     Its gradient in the guide's parameters is that of :func:`wake_phi`; the model is held fixed. Arguments as there.
     """
-    check_num_particles(num_particles)
+    check_count(num_particles)
 
     def program(*args, **kwargs):
         particles = weighted_particles(model, proposal or guide, num_particles, args, kwargs)

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
+from vinb.estimators.checks import check_count
 from vinb.estimators.frames import replicate
 from vinb.estimators.terms import Terms
 from vinb.programs.simulate import (
@@ -116,14 +116,5 @@ def marginal(
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     if not keep:
         raise ValueError("keep is empty; name at least one latent site of the program")
-    check_num_particles(num_particles)
+    check_count(num_particles)
     return Marginal(program, keep, proposal, num_particles)
-
-
-def check_num_particles(num_particles: int, name: str = "num_particles") -> None:
-    if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
-        raise ValueError(f"{name} must be a positive integer, got {num_particles!r}")
-
-
-def tree_index(tree, index):
-    return jax.tree.map(lambda a: a[index], tree)

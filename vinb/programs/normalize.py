@@ -4,15 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 from jax.scipy.special import logsumexp
 
+from vinb.estimators.checks import check_count
 from vinb.estimators.frames import replicate
 from vinb.estimators.strategies import Enumerate, Strategy
 from vinb.estimators.terms import Terms
-from vinb.programs.marginal import check_num_particles, tree_index
 from vinb.programs.simulate import (
     Simulation,
     StochasticProgram,
@@ -39,7 +40,7 @@ class SIR:
     index: Strategy = field(default_factory=Enumerate)
 
     def __post_init__(self):
-        check_num_particles(self.num_particles)
+        check_count(self.num_particles)
 
 
 def importance(proposal: Callable) -> SIR:
@@ -62,7 +63,9 @@ class Normalized(StochasticProgram):
             with hidden():
                 index = numpyro.sample("sir_index", choice, infer={"gradient": self.algorithm.index})
         log_evidence = logsumexp(log_weights) - jnp.log(self.algorithm.num_particles)
-        return Simulation(tree_index(values, index), Terms(log_targets[index]) - log_evidence, {})
+        return Simulation(
+            jax.tree.map(lambda a: a[index], values), Terms(log_targets[index]) - log_evidence, {}
+        )
 
     def log_density(self, values: dict[str, Any], *args, **kwargs) -> Terms:
         log_target = unscaled_log_density(self.program, values, *args, **kwargs)
