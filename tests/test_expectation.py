@@ -748,12 +748,82 @@ def test_the_score_function_refuses_supports_that_move_unseen(make):
         jax.grad(function)({"a": jnp.array(0.3)}, KEY)
 
 
-def test_a_score_function_site_of_a_verb_in_a_scan_is_refused():
+def test_score_functions_in_verbs_replicas_and_branches_within_a_scan():
     def program():
-        def body(carry, _):
-            return carry + replicate(lambda: bernoulli("z", S, probs=numpyro.param("p")), 2)().sum(), None
+        p = numpyro.param("p")
 
-        return scan(body, 0.0, None, length=2)[0]
+        def step(carry, _):
+            q = simulate(lambda: bernoulli("z", S, logits=p + 0.5 * carry))
+            z = q.values["z"]
+            w = replicate(lambda: bernoulli("w", S, logits=p - 0.4 * z), 2)()
+            on, off = (lambda k, a=a: bernoulli("v", S, logits=a * k) for a in (1.0, -0.5))
+            carry = z + 0.5 * w.sum()
+            return carry, (carry + cond(z == 1, on, off, p)) ** 2 - q.log_density.total()
 
-    with pytest.raises(ValueError, match="within NumPyro's scan"):
-        expectation(program)({"p": jnp.array(0.3)}, KEY)
+        return scan(step, 0.0, None, length=2)[1].sum()
+
+    def exact(q):
+        bit = lambda value, logits: special.expit((2 * value - 1) * logits)  # noqa: E731
+        total, reached = 0.0, {0.0: 1.0}
+        for _ in range(2):
+            after = {}
+            for before, weight in reached.items():
+                for z, *w, v in all_bits(4):
+                    first = bit(z, q["p"] + 0.5 * before)
+                    chance = weight * first * bit(v, q["p"] if z else -0.5 * q["p"])
+                    chance *= np.prod([bit(one, q["p"] - 0.4 * z) for one in w])
+                    carry = z + 0.5 * sum(w)
+                    total += chance * ((carry + v) ** 2 - np.log(first))
+                    after[carry] = after.get(carry, 0.0) + chance
+            reached = after
+        return total
+
+    function = expectation(program)
+    expected = gradient(exact, {"p": 0.3})
+    check_unbiased(lambda k: jax.value_and_grad(function)({"p": jnp.array(0.3)}, k), KEY, expected, Z_LIMIT)
+
+
+def test_a_draw_may_depend_on_what_its_density_does_not():
+    class Somewhere(dist.Distribution):
+        """A unit interval of constant density, wherever it lies."""
+
+        arg_constraints = {"loc": dist.constraints.real}  # noqa: RUF012
+        support, reparametrized_params = dist.constraints.real, ["loc"]
+
+        def __init__(self, loc):
+            self.loc = loc
+            super().__init__(jnp.shape(loc))
+
+        def sample(self, key, sample_shape=()):
+            return self.loc + jax.random.uniform(key, sample_shape + self.batch_shape)
+
+        def log_prob(self, value):
+            return jnp.zeros(jnp.shape(value))
+
+    def program():
+        b = bernoulli("b", S, probs=numpyro.param("p"))
+        return numpyro.sample("u", Somewhere(2.0 * b)) ** 2
+
+    function = expectation(program)  # E[u^2] is 1/3 at b = 0 and 19/3 at b = 1
+    expected = 1 / 3 + 6 * 0.3, {"p": 6.0}
+    check_unbiased(lambda k: jax.value_and_grad(function)({"p": jnp.array(0.3)}, k), KEY, expected, Z_LIMIT)
+
+
+def test_what_a_moved_site_does_not_influence_is_not_drawn_again():
+    drawn = []
+
+    class Counted(dist.Normal):
+        def sample(self, key, sample_shape=()):
+            drawn.append(key)
+            return super().sample(key, sample_shape)
+
+    def program(num_moved):
+        x = numpyro.sample("x", Counted(numpyro.param("m"), 1.0), infer={"gradient": P})
+        return sum((x - bernoulli(f"b{k}", M, probs=0.3)) ** 2 for k in range(num_moved))
+
+    counts = []
+    for num_moved in (1, 4):
+        drawn.clear()
+        jax.grad(expectation(program))({"m": jnp.array(0.2)}, KEY, num_moved)
+        counts.append(len(drawn))
+    assert counts[0] == counts[1]

@@ -66,13 +66,19 @@ class Surrogate:
 
     # ---- runs
 
-    def run(self, frozen=False, forced=None, alternative=None):
-        """Terms and records of all configurations, with an axis of configurations per colour in front."""
-        params, args, kwargs = self.params, self.args, self.kwargs
-        if frozen:
-            params, args, kwargs = constants((params, args, kwargs))
+    def run(self, moved=None, mask=None, number=None, records=None):
+        """Terms and records of all configurations, with an axis of configurations per colour in front.
 
-        def one(*configurations):
+        With the site ``moved``: those where its elements in ``mask`` take their alternative value ``number``, as constants. What it
+        does not influence is as in ``records``, those of the run without.
+        """
+        params, args, kwargs = self.params, self.args, self.kwargs
+        kept, alternative = {}, None
+        if moved is not None:
+            params, args, kwargs = constants((params, args, kwargs))
+            kept, alternative = self.kept(records, moved), (moved, number)
+
+        def one(kept, *configurations):
             indices = {
                 s: self.plan.support_indices(s, configurations[self.plan.colour[s]]) for s in self.enumerated
             }
@@ -80,11 +86,11 @@ class Surrogate:
                 if isinstance(strategy, Enumerate) and s not in indices:
                     indices[s] = jnp.zeros(self.plan.sites[s].shape, int)
             run = Run(
-                "primal" if alternative is None else "what-if",
+                "primal" if moved is None else "what-if",
                 params,
                 self.key,
                 plan=self.plan,
-                forced=indices | (forced or {}),
+                forced=indices | kept | ({} if moved is None else {moved: mask}),
                 alternative=alternative,
                 constrained=self.constrained,
             )
@@ -92,16 +98,28 @@ class Surrogate:
                 cost = as_terms(self.bind(args, kwargs)())
             if len(cost.arrays) != len(self.plan.upstream):
                 raise ValueError("the program returned another number of terms in another run of it")
-            records = run.records if alternative is None else _probs(run.records)
+            records = run.records if moved is None else _probs(run.records)
             return (cost.arrays, cost.baselines), records, run.mutables
 
         for colour in reversed(range(self.lead)):
             axes = [0 if c == colour else None for c in range(self.lead)]
-            one = jax.vmap(one, in_axes=axes)
-        terms, records, mutables = one(*(jnp.arange(n) for n in self.plan.sizes))
-        if frozen:
+            over_kept = {s: 0 if v.shape[colour] > 1 else None for s, v in kept.items()}
+            one = jax.vmap(one, in_axes=(over_kept, *axes))
+        single = {s: tuple(c for c in range(self.lead) if v.shape[c] == 1) for s, v in kept.items()}
+        kept = {s: jnp.squeeze(v, single[s]) for s, v in kept.items()}
+        terms, records, mutables = one(kept, *(jnp.arange(n) for n in self.plan.sizes))
+        if moved is not None:
             terms, records = constants((terms, records))
         return terms, records, mutables
+
+    def kept(self, records, moved):
+        """The values that stay where ``moved`` is moved, of size one over configurations that make no difference."""
+        parents = self.plan.parents
+        return {
+            s: stop_gradient(self.narrow(r["value"], (s, *parents[s])))
+            for s, r in records.items()
+            if "value" in r and s != moved and moved not in parents[s]
+        }
 
     def narrow(self, array, upstream):
         """Drop the configurations that make no difference to ``array``."""
@@ -162,11 +180,6 @@ class Surrogate:
         terms, records, mutables = self.run()
         log_boxes = {}
         for s in self.scored:
-            if s not in records:
-                raise ValueError(
-                    f"sample site {s!r} is drawn by simulate, replicate or a cond within NumPyro's scan, where ScoreFunction() "
-                    "cannot follow it; sample it directly in the loop's body, or write the loop out in Python"
-                )
             log_prob = self.narrow(records[s]["log_prob"], (s, *self.plan.parents[s]))
             log_boxes[s] = log_prob - stop_gradient(log_prob)
 
@@ -255,7 +268,7 @@ class Surrogate:
         masks = jnp.broadcast_to(masks, (len(masks), *shape))
 
         def cost_of(alternative, mask):
-            moved_terms, moved_records, _ = self.run(True, {site: mask}, alternative)
+            moved_terms, moved_records, _ = self.run(site, mask, alternative, records)
             return self.credit(moved_terms, moved_records, site)
 
         # Outside of the configurations: what comes before the site is computed once.

@@ -8,7 +8,7 @@ from numpyro.ops.pytree import PytreeTrace
 
 
 def scan(run, msg):
-    """Let a child run draw within the steps of NumPyro's scan, whose sites are seen from outside only afterwards."""
+    """Let a child run draw within the steps of NumPyro's scan; :func:`after_scan` gets its records out of the loop."""
     body, *rest = msg["args"]
     identity = run.identity("scan")
     msg["kwargs"]["rng_key"] = run.key_of(identity)
@@ -18,11 +18,23 @@ def scan(run, msg):
         child.plate_key = child.key
         child.looped, child.substituted = True, msg["kwargs"]["substitute_stack"]
         with child:
-            result = body(carry, x)
+            carry, y = body(carry, x)
         run.sites.update(child.sites)
-        return result
+        run.notes.update(child.notes)
+        return carry, (y, child.records)
 
     msg["args"] = (step, *rest)
+
+
+def after_scan(run, msg):
+    """Take the records of all steps, stacked, from among the loop's outputs."""
+    carry, (trace, (ys, records)) = msg["value"]
+    msg["value"] = carry, (trace, ys)
+    run.records.update(records)
+    if run.mode == "analyse":
+        for identity, record in records.items():
+            site = run.sites[identity]
+            site.shape = (record["log_prob"].shape[0], *site.shape)
 
 
 def cond(run, msg):

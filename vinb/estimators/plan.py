@@ -97,12 +97,16 @@ def make_plan(program: Callable, make_run: Callable[[], Run]) -> Plan:
             cost = as_terms(program())
         sites.update(run.sites)
         notes.update(run.notes)
-        return cost.arrays, {name: record["log_prob"] for name, record in run.records.items()}
+        return cost.arrays, run.records
 
-    terms, log_probs = dependence(traced)()
-    for found in (*terms, *log_probs.values()):  # the steps of a loop are not told apart
+    terms, records = dependence(traced)()
+    direct = {}
+    for name, record in records.items():
+        # A draw may depend on what its density does not: where a uniform one lies, for one.
+        hidden = {s: (None,) * len(sites[s].shape) for s in record["drawn"]}
+        direct[name] = {s: axes for s, axes in (hidden | record["log_prob"]).items() if s != name}
+    for found in (*terms, *direct.values()):  # the steps of a loop are not told apart
         found.update({s: (None,) * len(sites[s].shape) for s in found if sites[s].looped})
-    direct = {s: {k: v for k, v in log_probs.get(s, {}).items() if k != s} for s in sites}
     _close_loops(direct, sites)
     parents = {}
     for name in sites:  # a site's parents come before it, but for those in its loop

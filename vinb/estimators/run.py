@@ -8,7 +8,8 @@ site of that name in the same run gets
 
 A program is run in four modes: ``direct`` (no site needs anything but its own draw), ``analyse`` (abstractly, with
 marked values instead of draws), ``primal`` (enumerated sites are forced to the values of one configuration),
-``what-if`` (one measure-valued site is moved to an alternative value, all else keeps its noise).
+``what-if`` (one measure-valued site is moved to an alternative value; what it influences is drawn again with the same noise,
+all else keeps its value).
 """
 
 import contextlib
@@ -68,10 +69,10 @@ class Run(Messenger):
 
     def __init__(self, mode, params, key, *, plan=None, forced=None, alternative=None, constrained=False):
         self.mode, self.params, self.key, self.plan = mode, params, key, plan
-        self.forced = (
-            {} if forced is None else forced
-        )  # per site: indices into the support, or a mask of moved elements
-        self.alternative = alternative  # the number of the alternative value, in mode what-if
+        # Per site: indices into the support, the value it keeps, or for the moved one a mask of the elements that move.
+        self.forced = {} if forced is None else forced
+        # In mode what-if: the moved site, and the number of its alternative value.
+        self.alternative = alternative
         self.constrained = constrained  # are params on their own supports, or unconstrained?
         self.sites, self.records, self.mutables, self.notes = {}, {}, {}, {}
         self.prefix, self.live, self.lane, self.looped, self.substituted = "", None, 0.0, False, ()
@@ -122,8 +123,6 @@ class Run(Messenger):
         kind = msg["type"]
         if kind == "sample" and msg["value"] is None:
             self._draw(msg)
-        elif kind == "sample" and (identity := msg["infer"].get("_drawn_in_loop")) is not None:
-            self._after_loop(msg, identity)
         elif kind == "param":
             value = param_value(self.params, msg["name"])
             msg["value"] = value if self.constrained else bijector(msg)(value)
@@ -149,6 +148,8 @@ class Run(Messenger):
     def postprocess_message(self, msg):
         if msg["type"] == "mutable":
             self.mutables[msg["name"]] = msg["value"]
+        elif msg["type"] == "control_flow" and msg["fn"] is scan_wrapper:
+            control_flow.after_scan(self, msg)
 
     def identity(self, name):
         full = self.prefix + name
@@ -180,7 +181,7 @@ class Run(Messenger):
             if (refusal := requested.refusal(fn)) is not None:
                 raise ValueError(f"site {name!r} is {type(unwrap(fn)).__name__}, {refusal}")
         if self.looped:
-            msg["infer"] = {**msg["infer"], "_drawn_in_loop": identity}
+            msg["infer"] = {**msg["infer"], "_drawn_in_loop": True}
         shape = msg["kwargs"]["sample_shape"]
 
         if self.mode == "direct":
@@ -197,10 +198,9 @@ class Run(Messenger):
 
     def _mark(self, msg, identity, requested):
         fn, base = msg["fn"], unwrap(msg["fn"])
-        value = jax.eval_shape(lambda k: fn.sample(k, msg["kwargs"]["sample_shape"]), self.key)
-        if isinstance(requested, GumbelSoftmax):
-            value = jax.ShapeDtypeStruct(value.shape, jnp.result_type(float))
-        shape = value.shape[: len(value.shape) - base.event_dim]
+        drawn = fn.sample(self.key, msg["kwargs"]["sample_shape"])
+        dtype = jnp.result_type(float) if isinstance(requested, GumbelSoftmax) else drawn.dtype
+        shape = drawn.shape[: drawn.ndim - base.event_dim]
         self.sites[identity] = Site(
             identity,
             msg["name"],
@@ -212,13 +212,12 @@ class Run(Messenger):
             self.looped,
         )
         # A sum with the lane gives the mark the batch axis of a replicated frame.
-        marked = tag(jnp.full(value.shape, self.lane, value.dtype), identity, len(shape))
+        marked = tag(jnp.full(drawn.shape, self.lane, dtype), identity, len(shape))
         if isinstance(requested, MeasureValued):
             moves = requested.derivatives(base, marked, self.key)
             alternatives = [v for move in moves for v in (move.positive, move.negative) if v is not None]
             self.sites[identity].num_alternatives = len(alternatives)
-        if not self.looped:
-            self.records[identity] = {"log_prob": self._log_prob(fn, marked)}
+        self.records[identity] = {"log_prob": self._log_prob(fn, marked), "drawn": drawn}
         return marked
 
     def _log_prob(self, fn, value):
@@ -235,38 +234,40 @@ class Run(Messenger):
     def _draw_planned(self, msg, identity, shape):
         fn, base = msg["fn"], unwrap(msg["fn"])
         strategy, key = self.plan.strategy(identity), self.key_of(identity)
-        if isinstance(strategy, Inline):
-            return strategy.draw(fn, key, shape)
         if isinstance(strategy, Enumerate):
             value = support_values(base)[self.forced[identity]]
             self.records[identity] = {"prob": element_prob(fn, value)}
             return value
-        value = stop_gradient(fn.sample(key, shape))
-        if self.mode == "what-if" and identity in self.forced:
-            moves = strategy.derivatives(base, value, jax.random.fold_in(key, 1))
-            values = [v for move in moves for v in (move.positive, move.negative) if v is not None]
-            moved = jnp.stack(jnp.broadcast_arrays(*values))[self.alternative].astype(value.dtype)
-            return stop_gradient(jnp.where(self.forced[identity], moved, value))
         if self.mode == "what-if":
-            return value
+            return stop_gradient(self._draw_what_if(fn, strategy, identity, key, shape))
+        if isinstance(strategy, Inline):
+            value, record = strategy.draw(fn, key, shape), {}
+        else:
+            value, record = stop_gradient(fn.sample(key, shape)), {}
         if isinstance(strategy, MeasureValued):
             moves = strategy.derivatives(base, value, jax.random.fold_in(key, 1))
-            self.records[identity] = {"moves": [_without_values(move) for move in moves]}
-        elif isinstance(strategy, ScoreFunction) and not self.looped:
-            inputs = msg["infer"].get("baseline_input")
-            log_prob = self._where_live(score_log_prob(fn, value))
-            self.records[identity] = {"log_prob": log_prob, "inputs": stop_gradient(inputs)}
+            record["moves"] = [_without_values(move) for move in moves]
+        elif isinstance(strategy, ScoreFunction):
+            record["inputs"] = stop_gradient(msg["infer"].get("baseline_input"))
+            record["log_prob"] = self._where_live(score_log_prob(fn, value))
+        if not self.looped:
+            record["value"] = value
+        self.records[identity] = record
         return value
 
-    def _after_loop(self, msg, identity):
-        """The site as NumPyro's scan shows it afterwards, with all steps' distributions and values along the first axis."""
-        if self.mode == "analyse":
-            log_prob = self._log_prob(msg["fn"], msg["value"])
-            self.records[identity] = {"log_prob": log_prob}
-            self.sites[identity].shape = log_prob.shape
-        elif self.mode == "primal" and isinstance(self.plan.strategy(identity), ScoreFunction):
-            log_prob = self._where_live(score_log_prob(msg["fn"], stop_gradient(msg["value"])))
-            self.records[identity] = {"log_prob": log_prob, "inputs": msg["infer"].get("baseline_input")}
+    def _draw_what_if(self, fn, strategy, identity, key, shape):
+        site, number = self.alternative
+        if identity != site and identity in self.forced:
+            return self.forced[identity]
+        if isinstance(strategy, Inline):
+            return strategy.draw(fn, key, shape)
+        value = fn.sample(key, shape)
+        if identity != site:
+            return value
+        moves = strategy.derivatives(unwrap(fn), value, jax.random.fold_in(key, 1))
+        values = [v for move in moves for v in (move.positive, move.negative) if v is not None]
+        moved = jnp.stack(jnp.broadcast_arrays(*values))[number].astype(value.dtype)
+        return jnp.where(self.forced[identity], moved, value)
 
 
 def _fold(key, name):
