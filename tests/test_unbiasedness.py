@@ -146,6 +146,22 @@ def interacting_plate(cell):
     return {"t": (cell.case.at, cell.case.other), "s": 1.3}, cell.expectation(program), exact
 
 
+def mixed_plate(cell):
+    """A cost by element beside one of all elements, as a plated prior and a joint likelihood have."""
+
+    def program():
+        t, s = numpyro.param("t"), numpyro.param("s")
+        with numpyro.plate("rows", 2):
+            f = cell.site(t)
+        return Terms(s * f * jnp.array([1.0, 0.6])) + Terms(0.5 * f[0] * f[1])
+
+    def exact(p):
+        first, second = cell.mean(p["t"][0]), cell.mean(p["t"][1])
+        return p["s"] * (first + 0.6 * second) + 0.5 * first * second
+
+    return {"t": (cell.case.at, cell.case.other), "s": 1.3}, cell.expectation(program), exact
+
+
 def vmapped(cell):
     """``jax.vmap`` of the expectation, over parameters, keys and data."""
     one = cell.expectation(lambda c: c * numpyro.param("s") * cell.site(numpyro.param("t")))
@@ -255,6 +271,7 @@ CONTEXTS = {
     "single": single,
     "plate": plate,
     "interacting plate": interacting_plate,
+    "mixed plate": mixed_plate,
     "vmap": vmapped,
     "cond": in_cond,
     "scan": in_scan,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vinb.estimators.checks import check_count
 from vinb.estimators.expectation import Expectation, expectation
 from vinb.estimators.moments import moments
 from vinb.estimators.plan import Plan
@@ -146,34 +147,36 @@ def gradient_variance(
     strategies: Mapping[str, Mapping[str, Strategy] | None],
     num_draws: int = 1000,
     batch_size: int | None = None,
-    state=None,
+    baseline_steps: int = 1000,
 ) -> Comparison:
     """Measure the variance and the cost of the gradient under several choices of strategies.
 
     Args:
         objective: an expectation, or a program to take the expectation of.
         params, key, args: what to differentiate at.
-        strategies: by label a mapping from site name to strategy, as for ``strategies``; None for the choice the
-        program makes. num_draws: gradients per choice.
+        strategies: by label a mapping from site name to strategy, as for ``strategies``; None for the choice the program makes.
+        num_draws: gradients per choice.
         batch_size: gradients computed at the same time, see ``moments``.
+        baseline_steps: calls at ``params`` from which the baselines that learn do so first; then they stay as they are.
 
     Returns:
         A :class:`Comparison`, a row per label; print it, or show it in a notebook.
 
     Raises:
-        ValueError: if ``strategies`` is empty or ``num_draws`` below 2; and as the expectation for strategies that do
-        not fit.
+        ValueError: if ``strategies`` is empty, ``num_draws`` below 2 or ``baseline_steps`` below 1; and as the expectation for
+            strategies that do not fit.
     """
     if not strategies:
         raise ValueError(
             'strategies is empty; pass for example {"default": None, "score": {"z": ScoreFunction()}}'
         )
+    check_count(baseline_steps, "baseline_steps")
     objective = objective if isinstance(objective, Expectation) else expectation(objective)
+    key, key_learn = jax.random.split(key)
     rows = []
     for label, choice in strategies.items():
         chosen = objective if choice is None else objective.with_strategies(choice)
-        cost = (lambda *a, f=chosen: f(*a, state=state)[0]) if chosen.has_state else chosen
-        gradient = jax.grad(cost)
+        gradient = jax.grad(_with_learnt_baselines(chosen, params, key_learn, args, baseline_steps))
         found = moments(lambda k, g=gradient: g(params, k, *args), key, num_draws, batch_size=batch_size)
         total = lambda tree: float(sum(np.sum(leaf) for leaf in jax.tree.leaves(jax.device_get(tree))))  # noqa: E731
         compiled = jax.jit(gradient).lower(params, key, *args).compile()
@@ -191,3 +194,16 @@ def gradient_variance(
             )
         )
     return Comparison(tuple(rows), num_draws)
+
+
+def _with_learnt_baselines(objective, params, key, args, num_steps):
+    """``objective`` as a function to its value, its learning baselines as they are after ``num_steps`` calls."""
+    learning = Expectation(objective.program, objective.num_particles, True, objective.choices)
+    state = learning.init_state(params, key, *args)
+    if not jax.tree.leaves(state) and not objective.has_state:
+        return objective
+    step = lambda state, key: (learning(params, key, *args, state=state)[1], None)  # noqa: E731
+    state, _ = jax.jit(lambda state, keys: jax.lax.scan(step, state, keys))(
+        state, jax.random.split(key, num_steps)
+    )
+    return lambda params, key, *args: learning(params, key, *args, state=state)[0]
