@@ -34,6 +34,7 @@ from vinb.estimators import (
     expectation,
     moments,
     strategies,
+    with_baseline,
 )
 from vinb.objectives import elbo
 from vinb.programs import replicate, simulate
@@ -827,3 +828,20 @@ def test_what_a_moved_site_does_not_influence_is_not_drawn_again():
         jax.grad(expectation(program))({"m": jnp.array(0.2)}, KEY, num_moved)
         counts.append(len(drawn))
     assert counts[0] == counts[1]
+
+
+def test_a_baseline_is_dropped_where_its_term_is_multiplied_by_something_random():
+    def program():
+        z = replicate(lambda: bernoulli("z", S, probs=numpyro.param("p")), 2)()
+        cost = with_baseline(z[0] + 2 * z[1], "particles", jnp.array([5.0, -3.0]))
+        return cost * (1 + z[0] * z[1])
+
+    def exact(q):
+        return sum(
+            np.prod([q["p"] if b else 1 - q["p"] for b in z]) * (z[0] + 2 * z[1]) * (1 + z[0] * z[1])
+            for z in all_bits(2)
+        )
+
+    function = expectation(program)
+    expected = gradient(exact, {"p": 0.3})
+    check_unbiased(lambda k: jax.value_and_grad(function)({"p": jnp.array(0.3)}, k), KEY, expected, Z_LIMIT)
