@@ -90,6 +90,19 @@ def test_moments_of_a_gamma():
     np.testing.assert_allclose(m.variance_error["a"], np.sqrt(20 / 400_000), rtol=0.05)
 
 
+def test_moments_of_many_batches_are_those_of_all_draws():
+    draw = lambda key: 1000 + jax.random.gamma(key, 2.0, (3,))  # noqa: E731
+    key, size, number = jax.random.key(0), 100, 20
+    m = moments(draw, key, size * number, batch_size=size)
+    keys = [jax.random.split(jax.random.fold_in(key, k), size) for k in range(number)]
+    draws = np.asarray(jax.vmap(draw)(jnp.concatenate(keys)), np.float64)
+    variance, fourth = draws.var(0, ddof=1), ((draws - draws.mean(0)) ** 4).mean(0)
+    np.testing.assert_allclose(m.mean, draws.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(m.variance, variance, rtol=1e-5)
+    np.testing.assert_allclose(m.standard_error, np.sqrt(variance / len(draws)), rtol=1e-5)
+    np.testing.assert_allclose(m.variance_error, np.sqrt((fourth - variance**2) / len(draws)), rtol=1e-3)
+
+
 def test_moments_rounds_up_to_batches_and_counts_them():
     assert moments(jax.random.normal, jax.random.key(0), 25, batch_size=10).count == 30
     assert moments(jax.random.normal, jax.random.key(0), 7).count == 7

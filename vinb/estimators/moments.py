@@ -42,8 +42,14 @@ def moments(
     """
     if num_draws < 2:
         raise ValueError(f"num_draws must be at least 2 to have a variance, got {num_draws}")
+
+    @jax.jit  # traced once, for its shapes and for the loop's body
+    def draw_floats(key):
+        return jax.tree.map(lambda d: d * jnp.ones((), jnp.result_type(float)), draw(key))
+
+    shapes = jax.eval_shape(draw_floats, key)
     if batch_size is None:
-        size = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(draw, key)))
+        size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
         batch_size = min(max(4_000_000 // max(size, 1), 1), 100_000)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -51,36 +57,49 @@ def moments(
     num_batches = -(-num_draws // batch_size)
     count = num_batches * batch_size
 
-    def draw_floats(key):
-        return jax.tree.map(lambda d: d * jnp.ones((), jnp.result_type(float)), draw(key))
-
     @jax.jit
     def run(key):
-        # Powers are taken around one draw: around zero they would cancel when the mean is large beside the spread.
-        centre = draw_floats(jax.random.fold_in(key, num_batches))
-
         def add(sums, index):
             draws = jax.vmap(draw_floats)(jax.random.split(jax.random.fold_in(key, index), batch_size))
-            return jax.tree.map(lambda s, d, c: s + _powers(d - c), sums, draws, centre), None
+            return jax.tree.map(lambda s, d: _merge(s, _central(d), index, batch_size), sums, draws), None
 
-        zeros = jax.tree.map(lambda c: jnp.zeros((4, *c.shape), c.dtype), centre)
+        zeros = jax.tree.map(lambda d: jnp.zeros((4, *d.shape), d.dtype), shapes)
         sums, _ = jax.lax.scan(add, zeros, jnp.arange(num_batches))
-        fields = [
-            _finish(c, s / num_batches, count)
-            for c, s in zip(*map(jax.tree.leaves, (centre, sums)), strict=True)
-        ]
-        return tuple(jax.tree.structure(centre).unflatten(field) for field in zip(*fields, strict=True))
+        leaves, structure = jax.tree.flatten(sums)
+        return tuple(structure.unflatten(f) for f in zip(*(_finish(s, count) for s in leaves), strict=True))
 
     return Moments(*run(key), count)
 
 
-def _powers(deviations):
-    return jnp.stack([(deviations**power).mean(0) for power in (1, 2, 3, 4)])
+def _central(draws):
+    """Mean over the first axis, and sums of the second to fourth powers of the deviations from it."""
+    mean = draws.mean(0)
+    return jnp.stack([mean, *(((draws - mean) ** power).sum(0) for power in (2, 3, 4))])
 
 
-def _finish(centre, powers, count):
-    m1, m2, m3, m4 = powers
-    variance = (m2 - m1**2) * count / (count - 1)
-    fourth = m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4
-    variance_error = jnp.sqrt(jnp.maximum(fourth - variance**2, 0) / count)
-    return centre + m1, variance, jnp.sqrt(jnp.maximum(variance, 0) / count), variance_error
+def _merge(first, second, num_batches, size):
+    """``_central`` of ``num_batches`` batches of ``size`` draws and one more (pebay2008formulas)."""
+    mean, m2, m3, m4 = first
+    mean_b, m2_b, m3_b, m4_b = second
+    a = num_batches / (num_batches + 1)  # shares of the draws
+    b = 1 - a
+    number, delta = size * (num_batches + 1), mean_b - mean
+    return jnp.stack(
+        [
+            mean + b * delta,
+            m2 + m2_b + number * a * b * delta**2,
+            m3 + m3_b + number * a * b * (a - b) * delta**3 + 3 * delta * (a * m2_b - b * m2),
+            m4
+            + m4_b
+            + number * a * b * (a**2 - a * b + b**2) * delta**4
+            + 6 * delta**2 * (a**2 * m2_b + b**2 * m2)
+            + 4 * delta * (a * m3_b - b * m3),
+        ]
+    )
+
+
+def _finish(sums, count):
+    mean, m2, _, m4 = sums
+    variance = m2 / (count - 1)
+    variance_error = jnp.sqrt(jnp.maximum(m4 / count - variance**2, 0) / count)
+    return mean, variance, jnp.sqrt(variance / count), variance_error
