@@ -102,8 +102,7 @@ def pareto_k(
         :class:`ParetoK`; print it for its meaning in words.
 
     Raises:
-        ValueError: for fewer than 100 samples, or where a weight is NaN or the guide draws what the model forbids
-        everywhere.
+        ValueError: for fewer than 100 samples, or where a weight is NaN or the guide draws what the model forbids everywhere.
     """
     check_count(num_samples, "num_samples")
     if num_samples < 100:
@@ -138,8 +137,7 @@ def gap(
     Args:
         model, guide, params, key, args, kwargs: as for :func:`log_weights`.
         num_particles: K.
-        num_draws: independent estimates of both bounds, at least 2; the same samples serve both, which makes the gap
-        precise.
+        num_draws: independent estimates of both bounds, at least 2; the same samples serve both, which makes the gap precise.
 
     Returns:
         :class:`Gap`.

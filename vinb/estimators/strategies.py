@@ -64,8 +64,7 @@ class ScoreFunction(Strategy):
     """Multiply the cost that follows the site by the derivative of the site's log density (REINFORCE).
 
     Args:
-        baseline: None, or one of ``Constant``, ``MovingAverage``, ``Network`` and ``LeaveOneOut``: subtracted from the
-        cost, it
+        baseline: None, or one of ``Constant``, ``MovingAverage``, ``Network`` and ``LeaveOneOut``: subtracted from the cost, it
             lowers the variance and leaves the mean alone.
     """
 

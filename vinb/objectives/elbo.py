@@ -46,8 +46,7 @@ def elbo(
         programs (``vinb.estimators.init((model, guide), key, *args)``).
 
     Raises:
-        ValueError: for an unknown ``kl`` or a ``num_particles`` below one; and, when called, for sites that model and
-        guide do
+        ValueError: for an unknown ``kl`` or a ``num_particles`` below one; and, when called, for sites that model and guide do
             not share, for strategies that do not fit, and under ``"analytic"`` where there is no closed form.
     """
     kinds = ("analytic", "auto", "monte-carlo", "sticking-the-landing")

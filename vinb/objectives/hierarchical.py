@@ -17,9 +17,8 @@ def hvi(
         model: NumPyro program of ``p(x, z)``.
         guide: NumPyro program of ``q(u, z)``.
         keep: names of the model's latent sites z; the guide's other sites are u.
-        proposal: NumPyro program ``r(u | z)``, called with the dict of kept values and then the guide's arguments; the
-        guide's own
-            prior of u by default. Its parameters may be trained: add it to ``init((model, guide, ...))``.
+        proposal: NumPyro program ``r(u | z)``, called with the dict of kept values and then the guide's arguments; the guide's
+            own prior of u by default. Its parameters may be trained: add it to ``init((model, guide, ...))``.
 
     Returns:
         A function ``(params, key, *args)`` to an unbiased estimate of a lower bound of the log evidence, to be maximised.

@@ -40,14 +40,12 @@ def iwelbo(
             ``"sticking-the-landing"``: drops the guide's score. BIASED for K > 1.
 
     Returns:
-        A function ``(params, key, *args)`` to an unbiased estimate of the bound on the log evidence of ALL the data in
-        ``args`` together. For the sum of the bounds on each datum, which is tighter, map it over data: ``jax.vmap`` or
-        ``jax.lax.map`` of
+        A function ``(params, key, *args)`` to an unbiased estimate of the bound on the log evidence of ALL the data in ``args``
+        together. For the sum of the bounds on each datum, which is tighter, map it over data: ``jax.vmap`` or ``jax.lax.map`` of
         ``lambda key, x: bound(params, key, x[None])``.
 
     Raises:
-        ValueError: for a ``num_particles`` below one or an unknown ``gradient``; and, when called, for sites that
-        model and guide
+        ValueError: for a ``num_particles`` below one or an unknown ``gradient``; and, when called, for sites that model and guide
             do not share, for a scaled site, and for a strategy other than ``Pathwise`` where the gradient needs it.
     """
     return renyi(model, guide, alpha=0.0, num_particles=num_particles, gradient=gradient)

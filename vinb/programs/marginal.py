@@ -100,17 +100,15 @@ def marginal(
     Args:
         program: a NumPyro program; without observed sites it is a distribution.
         keep: names of the latent sites to keep.
-        proposal: NumPyro program ``r(u | x)`` of the other latent sites, called with the dict of kept values and then
-        the program's
-            arguments. None: run the program with the kept values in place, which proposes from the prior of the others.
+        proposal: NumPyro program ``r(u | x)`` of the other latent sites, called with the dict of kept values and then the
+            program's arguments. None: run the program with the kept values in place, which proposes from the prior of the others.
         num_particles: M.
 
     Returns:
         A program for ``simulate`` and ``log_density``, and so a guide or model for the objectives.
 
     Raises:
-        ValueError: for a ``num_particles`` below one; when run, for a name in ``keep`` that is no latent site, and for
-        a proposal
+        ValueError: for a ``num_particles`` below one; when run, for a name in ``keep`` that is no latent site, and for a proposal
             with other sites than those to be integrated out.
     """
     keep = (keep,) if isinstance(keep, str) else tuple(keep)

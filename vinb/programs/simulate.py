@@ -101,8 +101,7 @@ def log_density(program: Callable, values: dict[str, Array], *args, **kwargs) ->
         of an unbiased estimate of the density.
 
     Raises:
-        ValueError: if ``values`` lacks a latent site of the program or has one that it does not (an observed one,
-        say), or if a
+        ValueError: if ``values`` lacks a latent site of the program or has one that it does not (an observed one, say), or if a
             plate would subsample outside of an expectation.
     """
     if isinstance(program, StochasticProgram):
