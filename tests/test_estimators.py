@@ -103,6 +103,14 @@ def test_moments_of_many_batches_are_those_of_all_draws():
     np.testing.assert_allclose(m.variance_error, np.sqrt((fourth - variance**2) / len(draws)), rtol=1e-3)
 
 
+@pytest.mark.parametrize("constant", [0.1, 333.33, 1e10, 3e19])
+def test_moments_of_equal_draws_are_exact(constant):
+    m = moments(
+        lambda key: jnp.float32(constant) + 0 * jax.random.normal(key), jax.random.key(0), 1000, batch_size=90
+    )
+    assert (m.mean, m.variance, m.standard_error, m.variance_error) == (np.float32(constant), 0, 0, 0)
+
+
 def test_moments_rounds_up_to_batches_and_counts_them():
     assert moments(jax.random.normal, jax.random.key(0), 25, batch_size=10).count == 30
     assert moments(jax.random.normal, jax.random.key(0), 7).count == 7

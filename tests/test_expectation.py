@@ -784,23 +784,24 @@ def test_score_functions_in_verbs_replicas_and_branches_within_a_scan():
     check_unbiased(lambda k: jax.value_and_grad(function)({"p": jnp.array(0.3)}, k), KEY, expected, Z_LIMIT)
 
 
+class Somewhere(dist.Distribution):
+    """A unit interval of constant density, wherever it lies."""
+
+    arg_constraints = {"loc": dist.constraints.real}  # noqa: RUF012
+    support, reparametrized_params = dist.constraints.real, ["loc"]
+
+    def __init__(self, loc):
+        self.loc = loc
+        super().__init__(jnp.shape(loc))
+
+    def sample(self, key, sample_shape=()):
+        return self.loc + jax.random.uniform(key, sample_shape + self.batch_shape)
+
+    def log_prob(self, value):
+        return jnp.zeros(jnp.shape(value))
+
+
 def test_a_draw_may_depend_on_what_its_density_does_not():
-    class Somewhere(dist.Distribution):
-        """A unit interval of constant density, wherever it lies."""
-
-        arg_constraints = {"loc": dist.constraints.real}  # noqa: RUF012
-        support, reparametrized_params = dist.constraints.real, ["loc"]
-
-        def __init__(self, loc):
-            self.loc = loc
-            super().__init__(jnp.shape(loc))
-
-        def sample(self, key, sample_shape=()):
-            return self.loc + jax.random.uniform(key, sample_shape + self.batch_shape)
-
-        def log_prob(self, value):
-            return jnp.zeros(jnp.shape(value))
-
     def program():
         b = bernoulli("b", S, probs=numpyro.param("p"))
         return numpyro.sample("u", Somewhere(2.0 * b)) ** 2
@@ -845,3 +846,41 @@ def test_a_baseline_is_dropped_where_its_term_is_multiplied_by_something_random(
     function = expectation(program)
     expected = gradient(exact, {"p": 0.3})
     check_unbiased(lambda k: jax.value_and_grad(function)({"p": jnp.array(0.3)}, k), KEY, expected, Z_LIMIT)
+
+
+def test_a_closed_form_sees_that_a_draw_depends_on_what_its_density_does_not():
+    def guide():
+        x = normal("x", numpyro.param("a"), 1.0)
+        numpyro.sample("u", Somewhere(x))
+
+    def model():
+        normal("x", normal("u", 0.0, 1.0), 1.0)
+
+    # Of E[log N(u; 0, 1) + log N(x; u, 1) - log N(x; a, 1)] with u - x uniform and x ~ N(a, 1).
+    exact = lambda q: -0.5 * np.log(2 * np.pi) - 0.5 * (1 + (q["a"] + 0.5) ** 2 + 1 / 12) - 1 / 6 + 0.5  # noqa: E731
+    expected = gradient(exact, {"a": 0.3})
+    bound = elbo(model, guide)
+    check_unbiased(lambda k: jax.value_and_grad(bound)({"a": jnp.array(0.3)}, k), KEY, expected, Z_LIMIT)
+
+
+@pytest.mark.parametrize("outer", ["particles", "scan"])
+def test_a_cond_beside_a_nested_frame_keeps_its_own_sites(outer):
+    def program():
+        a, b = numpyro.param("a"), numpyro.param("b")
+        m = bernoulli("m", M if outer == "particles" else S, logits=b)
+
+        def one():
+            x = cond(a > 0, lambda o: normal("x", o, 1.0), lambda o: normal("x", -o, 1.0), 0.3 * a)
+            return x + replicate(lambda: bernoulli("z", S, logits=a), 2)().sum()
+
+        y = replicate(one, 2)() if outer == "particles" else scan(lambda c, _: (c, one()), 0.0, None, 2)[1]
+        return (1 + y[0]) * (1 + y[1]) * m
+
+    exact = lambda q: special.expit(q["b"]) * (1 + 0.3 * q["a"] + 2 * special.expit(q["a"])) ** 2  # noqa: E731
+    function = expectation(program)
+    point = {"a": 0.4, "b": 0.3}
+    names = [s.removeprefix(f"{outer}/") for s in function.plan(params_of(point), KEY).sites]
+    assert names == ["m", "cond/true/x", "cond/false/x", "particles/z"]
+    check_unbiased(
+        lambda k: jax.value_and_grad(function)(params_of(point), k), KEY, gradient(exact, point), Z_LIMIT
+    )

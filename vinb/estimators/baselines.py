@@ -25,7 +25,7 @@ class Constant:
     """The same number for every sample.
 
     Args:
-        value: a number, or an array that broadcasts to the site's elements.
+        value: a number, or an array that broadcasts to the site's elements; ``jax.numpy`` must make it outside of the program.
     """
 
     value: Any

@@ -47,7 +47,7 @@ def cond(run, msg):
             handler = handlers.condition if kind == "condition" else handlers.substitute
             keyword = "data" if isinstance(values, dict) else f"{kind}_fn"
             branch = handler(branch, **{keyword: values})
-        with run.scope(f"{identity}/{label}/", live), handlers.trace() as trace:
+        with run.scope(f"{identity.removeprefix(run.prefix)}/{label}/", live), handlers.trace() as trace:
             outs.append(branch(operand))
         traces.append({n: s for n, s in trace.items() if s["type"] in ("sample", "deterministic")})
     if set(traces[0]) != set(traces[1]):

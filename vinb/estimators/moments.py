@@ -72,9 +72,10 @@ def moments(
 
 
 def _central(draws):
-    """Mean over the first axis, and sums of the second to fourth powers of the deviations from it."""
-    mean = draws.mean(0)
-    return jnp.stack([mean, *(((draws - mean) ** power).sum(0) for power in (2, 3, 4))])
+    """Mean over the first axis, and sums of the second to fourth powers of the deviations from it; of equal draws exactly."""
+    offsets = draws - draws[0]
+    deviations = offsets - offsets.mean(0)
+    return jnp.stack([draws[0] + offsets.mean(0), *((deviations**power).sum(0) for power in (2, 3, 4))])
 
 
 def _merge(first, second, num_batches, size):
@@ -84,7 +85,7 @@ def _merge(first, second, num_batches, size):
     a = num_batches / (num_batches + 1)  # shares of the draws
     b = 1 - a
     number, delta = size * (num_batches + 1), mean_b - mean
-    return jnp.stack(
+    merged = jnp.stack(
         [
             mean + b * delta,
             m2 + m2_b + number * a * b * delta**2,
@@ -96,6 +97,7 @@ def _merge(first, second, num_batches, size):
             + 4 * delta * (a * m3_b - b * m3),
         ]
     )
+    return jnp.where(num_batches == 0, second, merged)
 
 
 def _finish(sums, count):

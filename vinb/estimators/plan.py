@@ -164,8 +164,8 @@ def _choose(plan):
         strategy = site.requested
         if site.looped and isinstance(strategy, Enumerate | MeasureValued):
             raise ValueError(
-                f"site {name!r} is inside NumPyro's scan, where {strategy} is not possible; use Pathwise() or ScoreFunction(), or "
-                "write the loop out in Python"
+                f"site {name!r} is inside NumPyro's scan, where {strategy} is not possible; use Pathwise() or ScoreFunction() (in "
+                "normalize: SIR(..., index=ScoreFunction())), or write the loop out in Python"
             )
         if strategy is not None:
             plan.strategies[name] = strategy, "chosen"

@@ -181,7 +181,7 @@ class Run(Messenger):
             if (refusal := requested.refusal(fn)) is not None:
                 raise ValueError(f"site {name!r} is {type(unwrap(fn)).__name__}, {refusal}")
         if self.looped:
-            msg["infer"] = {**msg["infer"], "_drawn_in_loop": True}
+            msg["infer"] = {**msg["infer"], "_drawn_in_loop": True}  # for closed forms of the lower bound
         shape = msg["kwargs"]["sample_shape"]
 
         if self.mode == "direct":

@@ -97,17 +97,22 @@ class Terms:
     def __mul__(self, factor):
         if isinstance(factor, Terms) or jnp.ndim(factor):
             return self.total() * jnp.asarray(factor)
-        product = self._map(lambda a: a * factor)
-        if not isinstance(factor, Number):  # it may depend on the choice that a baseline must not depend on
-            product.baselines = ({},) * len(self.arrays)
-        return product
+        return self._scaled(lambda a: a * factor, factor)
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor):
         if isinstance(divisor, Terms) or jnp.ndim(divisor):
             return self.total() / jnp.asarray(divisor)
-        return self * (1 / divisor)
+        return self._scaled(lambda a: a / divisor, divisor)
+
+    def _scaled(self, function, by):
+        scaled = self._map(function)
+        if not isinstance(
+            by, Number | np.ndarray
+        ):  # it may depend on the choice that a baseline must not depend on
+            scaled.baselines = ({},) * len(self.arrays)
+        return scaled
 
     def __rtruediv__(self, dividend):
         return dividend / self.total()

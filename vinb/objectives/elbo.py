@@ -202,7 +202,7 @@ def _feedback(model, guide, args, kwargs):
             q = simulate(guide, *args, **kwargs)
             p = trace_at(model, model_values(q), *args, **kwargs)
         sites.update({identity: site.name for identity, site in run.sites.items()})
-        own = {name: record["log_prob"] for name, record in run.records.items()}
+        own = {name: (record["log_prob"], record["drawn"]) for name, record in run.records.items()}
         priors = {name: _numbers(p[name]["fn"]) for name in model_values(q)}
         return own, priors
 
@@ -212,7 +212,7 @@ def _feedback(model, guide, args, kwargs):
         reached = set().union(*(set(a) for a in arrays))
         pending = list(reached)
         while pending:  # up to everything that the prior's parameters come from
-            new = set(own.get(pending.pop(), ())) - reached
+            new = set().union(*own.get(pending.pop(), ())) - reached
             reached |= new
             pending.extend(new)
         if name in {sites[identity] for identity in reached}:

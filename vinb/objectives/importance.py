@@ -83,8 +83,10 @@ def renyi(
         if gradient == "doubly-reparameterised":
             return _doubly_reparameterised(model, guide, num_particles, power, bound_of, args, kwargs)
         if gradient == "sticking-the-landing":
-            if num_particles > 1:
-                current().notes["gradient"] = "BIASED gradient: sticking the landing drops the guide's score"
+            if num_particles > 1 and current() is not None:
+                current().notes["the bound's gradient"] = (
+                    "BIASED: sticking the landing drops the guide's score"
+                )
             stl = lambda: _split(model, guide, args, kwargs)[2]  # noqa: E731
             return bound_of(replicate(stl, num_particles)())
         log_weights = replicate(lambda: log_weight(model, guide, args, kwargs), num_particles)()
