@@ -308,14 +308,15 @@ LIGHT = ("AutoMultivariateNormal", "AutoDelta", "AutoNormal")
 
 @functools.cache
 def fitted(name, through):
-    guide = AUTOMATIC[name]()
+    guide, num_steps = AUTOMATIC[name](), 2000
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.05, num_steps))
     if through == "svi":
-        svi = SVI(regression, guide, optax.adam(0.05), SVILoss(elbo, num_particles=4))
-        return guide, svi.run(KEY, 800, *DATA, progress_bar=False).params
+        svi = SVI(regression, guide, optimizer, SVILoss(elbo, num_particles=4))
+        return guide, svi.run(KEY, num_steps, *DATA, progress_bar=False).params
     params = init((regression, guide), KEY, *DATA)
     bound = elbo(regression, guide, num_particles=4)
     fit = training.fit(
-        lambda p, k: -bound(p, k, *DATA), params, optax.adam(0.05), KEY, num_steps=800, loop="scan"
+        lambda p, k: -bound(p, k, *DATA), params, optimizer, KEY, num_steps=num_steps, loop="scan"
     )
     return guide, constrain(guide, fit.params, *DATA)
 
