@@ -112,6 +112,11 @@ class Cell:
 # "t" holds two vectors of the distribution's parameters, or one; "s" is a parameter of the cost alone.
 
 
+def constant(cell):
+    """Taken off the cost of a score function without baseline, which would be too noisy to judge otherwise."""
+    return 0.8 * float(cell.mean(np.array(cell.case.at))) if cell.strategy == ScoreFunction() else 0.0
+
+
 def single(cell):
     program = lambda: numpyro.param("s") * cell.site(numpyro.param("t"))  # noqa: E731
     exact = lambda p: p["s"] * cell.mean(p["t"])  # noqa: E731
@@ -177,15 +182,17 @@ def vmapped(cell):
 def in_cond(cell):
     """In both branches of NumPyro's cond, on a random condition."""
     coin = (Enumerate(), MeasureValued(), ScoreFunction())[cell.seed % 3]
+    most = constant(cell)
 
     def program():
         t, s = numpyro.param("t"), numpyro.param("s")
         b = numpyro.sample("b", dist.Bernoulli(logits=numpyro.param("l")), infer={"gradient": coin})
-        return cond(b == 1, lambda t: s * cell.site(t[0]), lambda t: 0.6 * cell.site(t[1]), t)
+        first, second = (lambda t, k=k: cell.site(t[k]) - most for k in (0, 1))
+        return cond(b == 1, lambda t: s * first(t), lambda t: 0.6 * second(t), t)
 
     def exact(p):
         q = special.expit(p["l"])
-        return q * p["s"] * cell.mean(p["t"][0]) + (1 - q) * 0.6 * cell.mean(p["t"][1])
+        return q * p["s"] * (cell.mean(p["t"][0]) - most) + (1 - q) * 0.6 * (cell.mean(p["t"][1]) - most)
 
     return {"t": (cell.case.at, cell.case.other), "s": 1.6, "l": 0.3}, cell.expectation(program), exact
 
@@ -193,9 +200,7 @@ def in_cond(cell):
 def in_scan(cell):
     """Three steps of NumPyro's scan; each draw moves the next one's parameters."""
     num = 3
-    most = 0.8 * float(
-        cell.mean(np.array(cell.case.at))
-    )  # taken off the cost, or a score function would be too noisy to judge
+    most = constant(cell)
 
     def program():
         t, s = numpyro.param("t"), numpyro.param("s")
