@@ -108,9 +108,8 @@ class Terms:
 
     def _scaled(self, function, by):
         scaled = self._map(function)
-        if not isinstance(
-            by, Number | np.ndarray
-        ):  # it may depend on the choice that a baseline must not depend on
+        # What is no plain number may depend on the choice that a baseline must not depend on.
+        if not isinstance(by, Number | np.ndarray):
             scaled.baselines = ({},) * len(self.arrays)
         return scaled
 
