@@ -1,0 +1,248 @@
+"""What a network's weights cost: divergences from posteriors to priors, in nats, and their share of a minibatch's loss."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import scipy.special
+from jaxtyping import Array, Float, PyTree
+from numpyro.distributions import kl_divergence
+
+from vinb.distributions import ImproperLogUniform
+from vinb.models.bayesian.posteriors import (
+    CorrelatedNormal,
+    Delta,
+    DiagonalNormal,
+    Masked,
+    MultiplicativeNormal,
+    Posterior,
+    is_posterior,
+)
+from vinb.models.bayesian.priors import Prior
+from vinb.tables import Table
+
+LogUniform = Literal["polynomial", "sigmoid"]
+
+
+class Complexity(NamedTuple):
+    """The cost of a network's weights in nats.
+
+    ``nats`` is the total, ``by_path`` holds each posterior's elementwise cost by its path in the network, ``methods`` how it was
+    computed. Print :meth:`table` for a report.
+    """
+
+    nats: Float[Array, ""]
+    by_path: dict[str, Float[Array, "..."]]
+    methods: dict[str, str]
+
+    def table(self) -> Table:
+        """Weights, nats, bits per weight and method, by posterior."""
+        rows = []
+        for path, cost in self.by_path.items():
+            total = float(jnp.sum(cost))
+            rows.append(
+                (
+                    path,
+                    f"{cost.size:,}",
+                    f"{total:.4g}",
+                    f"{total / cost.size / np.log(2):.3g}",
+                    self.methods[path],
+                )
+            )
+        return Table(
+            ("posterior", "weights", "nats", "bits per weight", "computed"), rows, right=frozenset({1, 2, 3})
+        )
+
+
+def complexity(
+    network: PyTree,
+    prior: Prior | Callable[[str], Prior],
+    *,
+    key: jax.Array | None = None,
+    num_samples: int = 1,
+    mixture: Literal["monte-carlo", "bound"] = "monte-carlo",
+    log_uniform: LogUniform = "polynomial",
+    closed_form: bool = True,
+) -> Complexity:
+    """``KL(q(w) || p(w))`` of all posteriors in ``network``: in closed form where there is one, by draws otherwise.
+
+    Args:
+        network: a pytree with posteriors in it.
+        prior: of all weights, or a function from a posterior's path (``jax.tree_util.keystr``) to its prior; an empirical prior is
+            fitted to all posteriors that it is given for.
+        key: for the draws. Those of ``sample_weights(network, key)``, so that complexity and likelihood can share them
+            (blundell2015weight, section 3.3).
+        num_samples: draws that are averaged; above one they are others.
+        mixture: for mixtures of normals as priors: draws, or the upper bound of hinton1993keeping (equation 17).
+        log_uniform: which approximation of the divergence from the log-uniform prior, see :func:`kl_log_uniform`.
+        closed_form: False to draw wherever a density is to be had, as blundell2015weight does.
+
+    Returns:
+        :class:`Complexity`. Where a posterior is a point or the prior improper, it is known up to a constant alone.
+
+    Raises:
+        ValueError: if draws are needed and ``key`` is None, or for an unknown ``mixture`` or ``log_uniform``.
+        TypeError: if ``prior`` is neither a prior nor a function.
+    """
+    if mixture not in ("monte-carlo", "bound"):
+        raise ValueError(f"mixture must be 'monte-carlo' or 'bound', got {mixture!r}")
+    if log_uniform not in ("polynomial", "sigmoid"):
+        raise ValueError(f"log_uniform must be 'polynomial' or 'sigmoid', got {log_uniform!r}")
+    if not isinstance(prior, Prior) and not callable(prior):
+        raise TypeError(f"prior must be a Prior or a function from a path to one, got {prior!r}")
+    leaves = jax.tree_util.tree_leaves_with_path(network, is_leaf=is_posterior)
+    found = [
+        (k, jax.tree_util.keystr(path), leaf) for k, (path, leaf) in enumerate(leaves) if is_posterior(leaf)
+    ]
+    chosen = {path: prior if isinstance(prior, Prior) else prior(path) for _, path, _ in found}
+    laws = {}
+    for one in {id(p): p for p in chosen.values()}.values():
+        group = [posterior for _, path, posterior in found if chosen[path] is one]
+        laws[id(one)] = one.distribution(group)
+    by_path, methods = {}, {}
+    for k, path, posterior in found:
+        law = laws[id(chosen[path])]
+        kept = posterior.kept if isinstance(posterior, Masked) else None
+        inner = posterior.posterior if kept is not None else posterior
+        result = _closed_form(inner, law, mixture, log_uniform) if closed_form else None
+        if result is None:
+            if key is None:
+                raise ValueError(f"the complexity of {path} has no closed form; pass key= for draws")
+            keys = [jax.random.fold_in(key, k)]
+            if num_samples > 1:
+                keys = jax.random.split(keys[0], num_samples)
+            draws = [_by_draw(inner, law, one) for one in keys]
+            result = sum(draws) / len(draws), f"{len(draws)} draw(s)"
+        cost, methods[path] = result
+        by_path[path] = cost if kept is None else jnp.where(kept, cost, 0.0)
+    return Complexity(sum((jnp.sum(c) for c in by_path.values()), start=jnp.zeros(())), by_path, methods)
+
+
+def _by_draw(posterior, law, key):
+    value, log_q = posterior.sample_with_log_prob(key)
+    return log_q - law.log_prob(value)
+
+
+def _closed_form(posterior: Posterior, law: dist.Distribution, mixture: str, log_uniform: str):
+    """``(elementwise nats, method)`` or None."""
+    if isinstance(posterior, Delta):
+        return -law.log_prob(posterior.loc), "minus the log density at the point, up to a constant"
+    if isinstance(law, ImproperLogUniform):
+        if isinstance(posterior, MultiplicativeNormal):
+            log_alpha = jnp.broadcast_to(posterior.clamped_log_alpha, posterior.shape)
+        elif isinstance(posterior, CorrelatedNormal):  # one term per noise variable
+            log_alpha = posterior.unit_log_alpha
+        elif isinstance(posterior, DiagonalNormal):
+            log_alpha = 2 * (jnp.log(posterior.scale) - jnp.log(jnp.abs(posterior.loc)))
+        else:
+            return None
+        return kl_log_uniform(log_alpha, log_uniform), f"{log_uniform} approximation, up to a constant"
+    if not isinstance(posterior, DiagonalNormal | MultiplicativeNormal):
+        return None
+    q = posterior.distribution
+    if isinstance(law, dist.Normal):
+        return kl_divergence(q, law), "closed form"
+    if isinstance(law, dist.Laplace):
+        return kl_normal_laplace(q.loc, q.scale, law.loc, law.scale), "closed form"
+    if isinstance(law, dist.ImproperUniform):
+        return -q.entropy(), "closed form, up to a constant"
+    if mixture == "bound" and isinstance(law, dist.MixtureSameFamily):
+        return kl_mixture_bound(q, law), "upper bound"
+    return None
+
+
+def kl_normal_laplace(loc, scale, prior_loc, prior_scale) -> Float[Array, "..."]:
+    """``KL(N(loc, scale^2) || Laplace(prior_loc, prior_scale))``, elementwise."""
+    d = loc - prior_loc
+    # E|w - m| of a folded normal distribution.
+    deviation = scale * np.sqrt(2 / np.pi) * jnp.exp(-0.5 * (d / scale) ** 2) + d * jax.lax.erf(
+        d / (scale * np.sqrt(2))
+    )
+    return (
+        jnp.log(2 * prior_scale) + deviation / prior_scale - 0.5 * np.log(2 * np.pi * np.e) - jnp.log(scale)
+    )
+
+
+def kl_mixture_bound(q: dist.Normal, prior: dist.MixtureSameFamily) -> Float[Array, "..."]:
+    """An upper bound of the divergence from a normal distribution to a mixture: ``-log sum_i pi_i exp(-KL(q || p_i))``.
+
+    It is the cost of a code that sends the component first and gets back the choice's own bits (hinton1993keeping, equation 17);
+    equal to the divergence for one component.
+    """
+    components = prior.component_distribution
+    each = kl_divergence(dist.Normal(q.loc[..., None], q.scale[..., None]), components)
+    return -jax.nn.logsumexp(jax.nn.log_softmax(prior.mixing_distribution.logits) - each, axis=-1)
+
+
+_POLYNOMIAL = (1.16145124, -1.50204118, 0.58629921)
+_SIGMOID = (0.63576, 1.87320, 1.48695)
+
+
+def kl_log_uniform(
+    log_alpha: Float[Array, "..."], approximation: LogUniform = "polynomial"
+) -> Float[Array, "..."]:
+    """``KL(N(m, alpha m^2) || 1/|w|)`` up to a constant, elementwise; it does not depend on ``m``.
+
+    Args:
+        log_alpha: logarithm of ``alpha``.
+        approximation: ``"polynomial"`` of third degree in alpha (kingma2015variational), for ``alpha <= 1``: within 0.041 of
+            the true divergence, its constant such that the two agree as alpha goes to 0. ``"sigmoid"``
+            (molchanov2017variational) for all
+            alpha: within 0.01, its constant such that it goes to 0 with growing alpha.
+    """
+    if approximation == "sigmoid":
+        k1, k2, k3 = _SIGMOID
+        return k1 * (1 - jax.nn.sigmoid(k2 + k3 * log_alpha)) + 0.5 * jax.nn.softplus(-log_alpha)
+    alpha = jnp.exp(log_alpha)
+    c1, c2, c3 = _POLYNOMIAL
+    return -(0.5 * log_alpha + alpha * (c1 + alpha * (c2 + alpha * c3)))
+
+
+def kl_log_uniform_exact(log_alpha) -> np.ndarray:
+    """The divergence that :func:`kl_log_uniform` approximates, in float64 on the host, its constant that of ``"sigmoid"``.
+
+    ``E log|x|`` for ``x ~ N(1 / sqrt(alpha), 1)`` is a Poisson mixture of digamma functions, as ``x^2`` has a noncentral
+    chi-squared law. For ``log_alpha`` of at least -12.
+    """
+    log_alpha = np.asarray(log_alpha, np.float64)
+    if np.any(log_alpha < -12):
+        raise ValueError(f"log_alpha must be at least -12, got {log_alpha.min()}")
+    half = 0.5 * np.exp(-log_alpha)[..., None]  # the Poisson mean
+    reach = int(half.max() + 12 * np.sqrt(half.max()) + 60)
+    j = np.arange(reach)
+    log_weight = scipy.special.xlogy(j, half) - half - scipy.special.gammaln(j + 1)
+    mean_log = 0.5 * (np.log(2) + np.sum(np.exp(log_weight) * scipy.special.digamma(j + 0.5), -1))
+    limit = 0.5 * (np.log(2) + scipy.special.digamma(0.5))  # as alpha grows
+    return mean_log - limit
+
+
+def kl_weights(
+    num_batches: int, scheme: Literal["uniform", "geometric"] = "uniform"
+) -> Float[Array, " batches"]:
+    """Each minibatch's share of the complexity, summing to one over an epoch.
+
+    Args:
+        num_batches: minibatches per epoch, at least one.
+        scheme: ``"uniform"``, or ``"geometric"``: ``2^(M - i) / (2^M - 1)`` for the i-th of M (blundell2015weight, section 3.4).
+
+    Raises:
+        ValueError: for an unknown ``scheme`` or ``num_batches`` below one.
+    """
+    if num_batches < 1:
+        raise ValueError(f"num_batches must be at least 1, got {num_batches}")
+    if scheme == "uniform":
+        return jnp.full(num_batches, 1 / num_batches)
+    if scheme == "geometric":
+        i = np.arange(1, num_batches + 1)
+        return jnp.asarray(np.exp2(-i) / -np.expm1(-num_batches * np.log(2)), jnp.result_type(float))
+    raise ValueError(f"scheme must be 'uniform' or 'geometric', got {scheme!r}")
+
+
+def warm_up(step, num_steps: int) -> Float[Array, ""]:
+    """A factor of the complexity that rises from 0 to 1 over the first ``num_steps`` steps and stays there."""
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    return jnp.clip(step / num_steps, 0.0, 1.0)

@@ -1,0 +1,146 @@
+"""Priors of weights. Their numbers are static, so no optimiser moves them, but for those of :class:`LearnedNormal` and
+:class:`LearnedMixture`; the empirical ones take theirs from the posteriors, in closed form, and pass no gradient."""
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax.lax import stop_gradient
+from jaxtyping import Array, Float
+from numpyro.distributions import constraints
+
+from vinb.distributions import ImproperLogUniform
+from vinb.models.bayesian.posteriors import Posterior
+
+
+class Prior(eqx.Module):
+    """The law that the complexity of weights is measured against."""
+
+    def distribution(self, posteriors: Sequence[Posterior]) -> dist.Distribution:
+        """The law of one weight. ``posteriors``: all those that this prior is for."""
+        raise NotImplementedError
+
+
+def _positive(**scales):
+    for name, scale in scales.items():
+        if not scale > 0:
+            raise ValueError(f"{name} must be positive, got {scale}")
+
+
+class NormalPrior(Prior):
+    """``N(loc, scale^2)``."""
+
+    loc: float = eqx.field(static=True, converter=float, default=0.0)
+    scale: float = eqx.field(static=True, converter=float, default=1.0)
+
+    def __check_init__(self):
+        _positive(scale=self.scale)
+
+    def distribution(self, posteriors):
+        return dist.Normal(self.loc, self.scale)
+
+
+class LaplacePrior(Prior):
+    """Double exponential around ``loc``, with mean absolute deviation ``scale``."""
+
+    loc: float = eqx.field(static=True, converter=float, default=0.0)
+    scale: float = eqx.field(static=True, converter=float, default=1.0)
+
+    def __check_init__(self):
+        _positive(scale=self.scale)
+
+    def distribution(self, posteriors):
+        return dist.Laplace(self.loc, self.scale)
+
+
+class ScaleMixturePrior(Prior):
+    """``wide_share N(0, wide^2) + (1 - wide_share) N(0, narrow^2)`` (blundell2015weight, equation 7)."""
+
+    wide_share: float = eqx.field(static=True, converter=float)
+    wide: float = eqx.field(static=True, converter=float)
+    narrow: float = eqx.field(static=True, converter=float)
+
+    def __check_init__(self):
+        _positive(wide=self.wide, narrow=self.narrow)
+        if not 0 < self.wide_share < 1:
+            raise ValueError(f"wide_share must lie between 0 and 1, got {self.wide_share}")
+
+    def distribution(self, posteriors):
+        share = dist.Categorical(probs=jnp.array([self.wide_share, 1 - self.wide_share]))
+        return dist.MixtureSameFamily(share, dist.Normal(jnp.zeros(2), jnp.array([self.wide, self.narrow])))
+
+
+class LogUniformPrior(Prior):
+    """Density in proportion to ``1 / |w|``: improper, and blind to scale (kingma2015variational, section 3.3)."""
+
+    def distribution(self, posteriors):
+        return ImproperLogUniform()
+
+
+class UniformPrior(Prior):
+    """Constant density: improper. With it a posterior of fixed scale is weight noise (graves2011practical, section 5.2)."""
+
+    def distribution(self, posteriors):
+        return dist.ImproperUniform(constraints.real, (), ())
+
+
+class EmpiricalNormal(Prior):
+    """The normal prior that makes the complexity least, given the posteriors (graves2011practical, equation 15).
+
+    Args:
+        loc: its mean if that is fixed; None to fit it too.
+    """
+
+    loc: float | None = eqx.field(static=True, default=None)
+
+    def distribution(self, posteriors):
+        mean, variance = (_join([getattr(p, name) for p in posteriors]) for name in ("mean", "variance"))
+        loc = jnp.mean(mean) if self.loc is None else self.loc
+        return dist.Normal(*stop_gradient((loc, jnp.sqrt(jnp.mean(variance + (mean - loc) ** 2)))))
+
+
+class EmpiricalLaplace(Prior):
+    """The Laplace prior that makes the complexity of points least (graves2011practical, section 5.1): median, mean deviation
+    from it.
+
+    Args:
+        loc: its mean if that is fixed; None to fit it too.
+    """
+
+    loc: float | None = eqx.field(static=True, default=None)
+
+    def distribution(self, posteriors):
+        mean = _join([p.mean for p in posteriors])
+        loc = jnp.median(mean) if self.loc is None else self.loc
+        return dist.Laplace(*stop_gradient((loc, jnp.mean(jnp.abs(mean - loc)))))
+
+
+class LearnedNormal(Prior):
+    """A normal prior whose mean and log scale are trained with the rest."""
+
+    loc: Float[Array, ""]
+    log_scale: Float[Array, ""]
+
+    def distribution(self, posteriors):
+        return dist.Normal(self.loc, jnp.exp(self.log_scale))
+
+
+class LearnedMixture(Prior):
+    """An adaptive mixture of normals (hinton1993keeping, section 6.1); all its numbers are trained.
+
+    Args:
+        logits, loc, log_scale: of shape ``[components]``.
+    """
+
+    logits: Float[Array, " components"]
+    loc: Float[Array, " components"]
+    log_scale: Float[Array, " components"]
+
+    def distribution(self, posteriors):
+        shares = dist.Categorical(logits=self.logits)
+        return dist.MixtureSameFamily(shares, dist.Normal(self.loc, jnp.exp(self.log_scale)))
+
+
+def _join(arrays):
+    return jnp.concatenate([jnp.ravel(a) for a in arrays])
