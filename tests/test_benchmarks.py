@@ -123,3 +123,41 @@ def test_vae_step_notices_another_loss(load):
     assert setting.difference() < 1e-5
     setting.objective = vae_step.elbo(setting.vae.model, setting.vae.guide, kl="monte-carlo")
     assert setting.difference() > 1e-4
+
+
+def test_bayesian_layers_writes_its_rows(load, tmp_path, capsys):
+    path = tmp_path / "rows.json"
+    short = [
+        "--rounds",
+        "1",
+        "--width",
+        "32",
+        "--batch-size",
+        "16",
+        "--separate-rounds",
+        "1",
+        "--work",
+        "1e5",
+    ]
+    assert load("bayesian_layers").main(["--json", str(path), *short]) == 0
+    rows = json.loads(path.read_text())
+    assert {row["case"] for row in rows} == {"width=32,batch=16"}
+    assert [row["system"] for row in rows] == [
+        "deterministic",
+        "shared",
+        "flipout",
+        "local",
+        "hand-written-local",
+        "separate",
+    ]
+    assert all(set(row) == KEYS for row in rows)
+    assert "times faster" in capsys.readouterr().out
+
+
+def test_bayesian_layers_notices_a_wrong_gradient(load, monkeypatch, capsys):
+    module = load("bayesian_layers")
+    right = module.local_by_hand
+    monkeypatch.setattr(module, "local_by_hand", lambda params, key, x: 1.01 * right(params, key, x))
+    short = ["--rounds", "1", "--width", "16", "--batch-size", "8", "--separate-rounds", "0", "--work", "1e4"]
+    assert module.main(short) == 1
+    assert "the gradient of local differs" in capsys.readouterr().err

@@ -101,26 +101,34 @@ def ratios(results: dict[str, Result], name: str, to: str = REFERENCE, clock="se
     return np.quantile(getattr(results[name], clock) / getattr(results[to], clock), [0.25, 0.5, 0.75])
 
 
-def spread(results: dict[str, Result]) -> float:
+def spread(results: dict[str, Result], reference: str = REFERENCE) -> float:
     """How far from 1 the quartiles of the A/A ratio are: differences below this say nothing."""
-    low, _, high = ratios(results, A_A)
+    low, _, high = ratios(results, f"{reference} (A/A)", reference)
     return float(max(abs(low - 1), abs(high - 1)))
 
 
-def table(results: dict[str, Result], unit: str) -> str:
-    """Times per `unit` with ratios to the reference (median and quartiles), the A/A ratio beside them.
+def table(results: dict[str, Result], unit: str, to: str = REFERENCE) -> str:
+    """Times per `unit` with ratios to the reference `to` (median and quartiles), the A/A ratio beside them.
 
     The ratio of processor times is of use on a busy machine, where wall times say little, if the device is
     the processor.
     """
-    reference = results[REFERENCE].system
-    noise = _quartiles(ratios(results, A_A))
+    reference = results[to].system
+    noise = _quartiles(ratios(results, f"{to} (A/A)", to))
     lines = [["system", f"time/{unit}", "ratio (quartiles)", "A/A", "processor time ratio", "compile"]]
     lines[0] += ["flops", "ratio", "temp bytes", "ratio"]
     for name, result in results.items():
         system = result.system
-        line = [name, f"{np.median(result.seconds) * 1e6:,.1f} us", _quartiles(ratios(results, name)), noise]
-        line += [_quartiles(ratios(results, name, clock="cpu_seconds")), f"{system.compile_seconds:.2f} s"]
+        line = [
+            name,
+            f"{np.median(result.seconds) * 1e6:,.1f} us",
+            _quartiles(ratios(results, name, to)),
+            noise,
+        ]
+        line += [
+            _quartiles(ratios(results, name, to, clock="cpu_seconds")),
+            f"{system.compile_seconds:.2f} s",
+        ]
         line += [_count(system.flops), _ratio(system.flops, reference.flops)]
         line += [_count(system.temp_bytes), _ratio(system.temp_bytes, reference.temp_bytes)]
         lines.append(line)

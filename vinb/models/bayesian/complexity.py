@@ -11,6 +11,7 @@ import scipy.special
 from jaxtyping import Array, Float, PyTree
 from numpyro.distributions import kl_divergence
 
+from vinb import coding
 from vinb.distributions import ImproperLogUniform
 from vinb.models.bayesian.posteriors import (
     CorrelatedNormal,
@@ -150,7 +151,7 @@ def _closed_form(posterior: Posterior, law: dist.Distribution, mixture: str, log
     if isinstance(law, dist.ImproperUniform):
         return -q.entropy(), "closed form, up to a constant"
     if mixture == "bound" and isinstance(law, dist.MixtureSameFamily):
-        return kl_mixture_bound(q, law), "upper bound"
+        return coding.mixture_code(q, law).total, "upper bound"
     return None
 
 
@@ -164,17 +165,6 @@ def kl_normal_laplace(loc, scale, prior_loc, prior_scale) -> Float[Array, "..."]
     return (
         jnp.log(2 * prior_scale) + deviation / prior_scale - 0.5 * np.log(2 * np.pi * np.e) - jnp.log(scale)
     )
-
-
-def kl_mixture_bound(q: dist.Normal, prior: dist.MixtureSameFamily) -> Float[Array, "..."]:
-    """An upper bound of the divergence from a normal distribution to a mixture: ``-log sum_i pi_i exp(-KL(q || p_i))``.
-
-    It is the cost of a code that sends the component first and gets back the choice's own bits (hinton1993keeping, equation 17);
-    equal to the divergence for one component.
-    """
-    components = prior.component_distribution
-    each = kl_divergence(dist.Normal(q.loc[..., None], q.scale[..., None]), components)
-    return -jax.nn.logsumexp(jax.nn.log_softmax(prior.mixing_distribution.logits) - each, axis=-1)
 
 
 _POLYNOMIAL = (1.16145124, -1.50204118, 0.58629921)

@@ -15,6 +15,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, PyTree
 
+from vinb import coding
 from vinb.models.bayesian.checks import check_shapes_broadcast, inverse_softplus
 
 
@@ -257,6 +258,26 @@ def mean_weights(network: PyTree) -> PyTree:
     """``network`` with its mean in place of each posterior: an ordinary network, which NumPyro's ``random_eqx_module`` takes
     too."""
     return jax.tree.map(lambda p: p.mean if is_posterior(p) else p, network, is_leaf=is_posterior)
+
+
+def signal_to_noise(network: PyTree) -> PyTree:
+    """``network`` with ``|mean| / standard deviation`` in place of each posterior, None in place of all else: scores for
+    ``vinb.coding.keep``."""
+    score = lambda p: coding.signal_to_noise(p.mean, jnp.sqrt(p.variance)) if is_posterior(p) else None  # noqa: E731
+    return jax.tree.map(score, network, is_leaf=is_posterior)
+
+
+def mask(network: PyTree, masks: PyTree) -> PyTree:
+    """``network`` with zeros, without noise, where ``masks`` (of ``vinb.coding.keep``) are False: pruned."""
+
+    def one(p, kept):
+        if not is_posterior(p):
+            return p
+        return Masked(p.posterior, p.kept & kept) if isinstance(p, Masked) else Masked(p, kept)
+
+    leaves, structure = jax.tree.flatten(network, is_leaf=is_posterior)
+    kept = iter(jax.tree.leaves(masks))
+    return structure.unflatten([one(p, next(kept) if is_posterior(p) else None) for p in leaves])
 
 
 def project(network: PyTree) -> PyTree:
