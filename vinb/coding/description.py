@@ -84,7 +84,8 @@ def mixture_code(q: dist.Normal, prior: dist.MixtureSameFamily) -> MixtureCode:
         prior: a mixture with normal components, for all of them.
     """
     log_shares = jax.nn.log_softmax(prior.mixing_distribution.logits)
-    each = kl_divergence(dist.Normal(q.loc[..., None], q.scale[..., None]), prior.component_distribution)
+    loc, scale = jnp.broadcast_arrays(q.loc, q.scale)
+    each = kl_divergence(dist.Normal(loc[..., None], scale[..., None]), prior.component_distribution)
     joint = log_shares - each
     total = -jax.nn.logsumexp(joint, -1)
     log_r = jax.nn.log_softmax(joint, -1)
