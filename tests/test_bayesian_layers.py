@@ -19,6 +19,7 @@ from vinb.models.bayesian import (
     BayesianConv,
     BayesianDense,
     BayesianLSTMCell,
+    BayesianMLP,
     CorrelatedNormal,
     Delta,
     DiagonalNormal,
@@ -34,6 +35,7 @@ from vinb.models.bayesian import (
     mean_weights,
     posteriors,
     project,
+    projected,
     quadrature_moments,
     relu_moments,
     sample_weights,
@@ -334,6 +336,31 @@ def test_log_alpha_is_clamped_and_projected():
     # A gradient through a weight of zero: d/d theta of theta (1 + noise).
     slope = jax.grad(lambda t: MultiplicativeNormal(t, jnp.zeros(())).sample(KEY).sum())(jnp.zeros(3))
     assert np.all(slope != 0)
+
+
+def test_an_optimiser_can_keep_log_alpha_below_its_limit():
+    params = {"w": MultiplicativeNormal(jnp.array([1.0, 2.0]), jnp.array([-0.05, -1.0])), "b": jnp.zeros(2)}
+    optimizer = projected(optax.sgd(0.1))
+    gradient = jax.tree.map(lambda p: -jnp.ones_like(p), params)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    after = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(after["w"].log_alpha, [0.0, -0.9], atol=1e-6)
+    np.testing.assert_allclose(after["w"].loc, [1.1, 2.1], rtol=1e-6)
+    np.testing.assert_allclose(after["b"], 0.1)
+    with pytest.raises(ValueError, match="needs the parameters"):
+        optimizer.update(gradient, optimizer.init(params))
+
+
+def test_a_multilayer_perceptron_is_its_layers_in_turn():
+    network = BayesianMLP.init(KEY, (5, 4, 3), scale=0.1)
+    assert [layer.weight.shape for layer in network.layers] == [(5, 4), (4, 3)]
+    plain = mean_weights(network)
+    hidden = jax.nn.relu(X @ plain.layers[0].weight + plain.layers[0].bias)
+    expected = hidden @ plain.layers[1].weight + plain.layers[1].bias
+    np.testing.assert_allclose(network(X, mode="mean"), expected, rtol=1e-5)
+    drawn = [network(X, key=KEY, mode=mode) for mode in MODES]
+    assert all(not np.allclose(one, expected) for one in drawn)
+    np.testing.assert_array_equal(network(X, key=KEY, mode="local"), drawn[-1])
 
 
 def test_masked_weights_are_zero_in_every_draw():

@@ -194,7 +194,11 @@ def in_cond(cell):
         q = special.expit(p["l"])
         return q * p["s"] * (cell.mean(p["t"][0]) - most) + (1 - q) * 0.6 * (cell.mean(p["t"][1]) - most)
 
-    return {"t": (cell.case.at, cell.case.other), "s": 1.6, "l": 0.3}, cell.expectation(program), exact
+    s = 1.6
+    one, two = (cell.mean(np.array(t)) - most for t in (cell.case.at, cell.case.other))
+    if abs(s * one - 0.6 * two) < 0.1 * max(abs(one), abs(two)):
+        s = 2.4  # or the gradient in l would nearly vanish, and 2 % of it take too many draws
+    return {"t": (cell.case.at, cell.case.other), "s": s, "l": 0.3}, cell.expectation(program), exact
 
 
 def in_scan(cell):

@@ -1,14 +1,22 @@
 """The registry of data sets: embedded, cached, or downloaded with a checksum. Importing it does not import
 jax.
 
-`DATASETS` says what there is; `load_mnist`, `load_digits` and `load_frey_face` return arrays; `locate`,
-`verify` and `download` manage the files; `binarize` and `binarize_dynamic` turn grey levels into the zeros
+`DATASETS` says what there is; `load_mnist`, `load_digits`, `load_mushroom` and `load_frey_face` return arrays;
+`locate`, `verify` and `download` manage the files; `binarize` and `binarize_dynamic` turn grey levels into the zeros
 and ones a Bernoulli model needs.
 """
 
 from vinb.data.binarize import binarize, binarize_dynamic
 from vinb.data.files import DataError, download, locate, verify
-from vinb.data.loaders import FreyFace, LabelledImages, load_digits, load_frey_face, load_mnist
+from vinb.data.loaders import (
+    FreyFace,
+    LabelledImages,
+    Mushrooms,
+    load_digits,
+    load_frey_face,
+    load_mnist,
+    load_mushroom,
+)
 from vinb.data.registry import DATASETS, Dataset, File, describe
 
 __all__ = [
@@ -18,6 +26,7 @@ __all__ = [
     "File",
     "FreyFace",
     "LabelledImages",
+    "Mushrooms",
     "binarize",
     "binarize_dynamic",
     "describe",
@@ -25,6 +34,7 @@ __all__ = [
     "load_digits",
     "load_frey_face",
     "load_mnist",
+    "load_mushroom",
     "locate",
     "verify",
 ]

@@ -16,7 +16,7 @@ from vinb.data.files import DataError, read
 from vinb.data.registry import DATASETS
 
 if TYPE_CHECKING:  # annotations only
-    from jaxtyping import UInt8
+    from jaxtyping import Bool, UInt8
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -53,6 +53,20 @@ class FreyFace:
         return f"FreyFace({len(self.images)} images, 28 x 20, unverified)"
 
 
+@dataclass(frozen=True, repr=False, eq=False)
+class Mushrooms:
+    """Mushrooms: ``features``, one column for each letter that a characteristic takes ("?" counts as one), zeros and
+    ones; ``edible``; both read-only. ``levels`` says which characteristic (0 to 21) and letter each column is."""
+
+    features: UInt8[np.ndarray, "mushrooms columns"]
+    edible: Bool[np.ndarray, " mushrooms"]
+    levels: list[tuple[int, str]]
+    checksums: dict[str, str]
+
+    def __repr__(self) -> str:
+        return f"Mushrooms({len(self.edible)}, {int(self.edible.sum())} edible, {self.features.shape[1]} columns)"
+
+
 def load_mnist() -> LabelledImages:
     """MNIST: 60,000 training and 10,000 test images [28, 28], grey levels 0 to 255, labels 0 to 9.
 
@@ -86,6 +100,22 @@ def load_digits() -> LabelledImages:
     return LabelledImages(
         images[:1500], labels[:1500], images[1500:], labels[1500:], white=16, checksums=_checksums("digits")
     )
+
+
+def load_mushroom() -> Mushrooms:
+    """The UCI mushrooms: 8,124, of which 4,208 are edible, 22 characteristics as 117 columns of zeros and ones.
+
+    Raises:
+        DataError: as `load_mnist` does.
+    """
+    content = read("uci-mushroom")["agaricus-lepiota.data"].decode("ascii")
+    letters = np.array([line.split(",") for line in content.split()])
+    columns = [(k, level) for k in range(1, letters.shape[1]) for level in sorted(set(letters[:, k]))]
+    features = np.stack([letters[:, k] == level for k, level in columns], 1).astype(np.uint8)
+    edible = letters[:, 0] == "e"
+    features.flags.writeable = edible.flags.writeable = False
+    levels = [(k - 1, str(level)) for k, level in columns]
+    return Mushrooms(features, edible, levels, _checksums("uci-mushroom"))
 
 
 def load_frey_face(path: str | PathLike[str]) -> FreyFace:

@@ -22,8 +22,8 @@ class File:
 @dataclass(frozen=True)
 class Dataset:
     """A data set: ``name`` (also its folder), ``title``, ``files``, ``licence``, ``citation`` (BibTeX), ``source`` (where
-    it comes from, in words), ``contents`` (what is in it, in words) and whether its licence lets us embed it in
-    the repository."""
+    it comes from, in words), ``contents`` (what is in it, in words) and whether it is embedded in the
+    repository, as its licence allows; otherwise it is downloaded when first used."""
 
     name: str
     title: str
@@ -133,7 +133,30 @@ _FREY_FACE = Dataset(
     embeddable=False,
 )
 
-DATASETS = MappingProxyType({dataset.name: dataset for dataset in (_MNIST, _DIGITS, _FREY_FACE)})
+_MUSHROOM = Dataset(
+    name="uci-mushroom",
+    title="Mushroom",
+    files=(
+        File(
+            "agaricus-lepiota.data",
+            "e65d082030501a3ebcbcd7c9f7c71aa9d28fdfff463bf4cf4716a3fe13ac360e",
+            373_704,
+            ("https://archive.ics.uci.edu/ml/machine-learning-databases/mushroom/agaricus-lepiota.data",),
+        ),
+    ),
+    licence="CC BY 4.0",
+    citation="""@misc{mushroom1981,
+  title = {Mushroom},
+  howpublished = {UCI Machine Learning Repository},
+  year = {1981},
+  doi = {10.24432/C5959T}
+}""",
+    source="UCI Machine Learning Repository, from the Audubon Society Field Guide (1981)",
+    contents="8,124 mushrooms described by 22 letters each, 4,208 of them edible",
+    embeddable=False,
+)
+
+DATASETS = MappingProxyType({dataset.name: dataset for dataset in (_MNIST, _DIGITS, _FREY_FACE, _MUSHROOM)})
 """All data sets by name (read-only)."""
 
 

@@ -15,7 +15,7 @@ from vinb.models.bayesian.complexity import (
     kl_weights,
     warm_up,
 )
-from vinb.models.bayesian.layers import BayesianConv, BayesianDense, BayesianLSTMCell
+from vinb.models.bayesian.layers import BayesianConv, BayesianDense, BayesianLSTMCell, BayesianMLP
 from vinb.models.bayesian.posteriors import (
     CorrelatedNormal,
     Delta,
@@ -28,6 +28,7 @@ from vinb.models.bayesian.posteriors import (
     mean_weights,
     posteriors,
     project,
+    projected,
     sample_weights,
     signal_to_noise,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "BayesianConv",
     "BayesianDense",
     "BayesianLSTMCell",
+    "BayesianMLP",
     "Complexity",
     "CorrelatedNormal",
     "Delta",
@@ -84,6 +86,7 @@ __all__ = [
     "mean_weights",
     "posteriors",
     "project",
+    "projected",
     "quadrature_moments",
     "relu_moments",
     "sample_weights",

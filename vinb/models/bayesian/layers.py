@@ -5,6 +5,7 @@ weights all modes are the same affine map. What distinguishes them is whether th
 on which the variance of a minibatch's gradient depends (kingma2015variational, section 2.1), and what that costs.
 """
 
+import itertools
 from typing import Literal, get_args
 
 import equinox as eqx
@@ -228,6 +229,32 @@ class BayesianConv(_Affine):
         loc = self.weight.loc
         through = jax.vmap(lambda x, w: self.linear(x[..., None], w[:, :, None]), (-1, 2))(x, loc)
         return jnp.einsum("k,k...->...", jnp.exp(self.weight.unit_log_alpha[:, 0]), through**2)
+
+
+class BayesianMLP(eqx.Module):
+    """Dense layers with rectified linear units between them.
+
+    Args:
+        layers: of :class:`BayesianDense`.
+    """
+
+    layers: tuple[BayesianDense, ...]
+
+    @classmethod
+    def init(cls, key: jax.Array, sizes: tuple[int, ...], **options) -> "BayesianMLP":
+        """Layers of the given widths, inputs first; ``options`` are those of :meth:`BayesianDense.init`."""
+        keys = jax.random.split(key, len(sizes) - 1)
+        pairs = zip(keys, itertools.pairwise(sizes), strict=True)
+        return cls(tuple(BayesianDense.init(k, *widths, **options) for k, widths in pairs))
+
+    def __call__(
+        self, x: Float[Array, "batch inputs"], *, key: jax.Array | None = None, mode: Mode = "shared"
+    ) -> Float[Array, "batch outputs"]:
+        """The last layer's outputs; each layer has noise of its own, drawn as ``mode`` says (see the layers)."""
+        for k, layer in enumerate(self.layers):
+            x = jax.nn.relu(x) if k else x
+            x = layer(x, key=None if key is None else jax.random.fold_in(key, k), mode=mode)
+        return x
 
 
 class BayesianLSTMCell(eqx.Module):

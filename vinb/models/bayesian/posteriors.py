@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+import optax
 from jaxtyping import Array, Float, PyTree
 
 from vinb import coding
@@ -281,7 +282,7 @@ def mask(network: PyTree, masks: PyTree) -> PyTree:
 
 
 def project(network: PyTree) -> PyTree:
-    """``network`` with every ``log_alpha`` moved back to its limit: to be applied after each step of an optimiser."""
+    """``network`` with every ``log_alpha`` moved back to its limit; :func:`projected` does so after each step."""
 
     def one(p):
         if isinstance(p, _Dropout):
@@ -289,3 +290,19 @@ def project(network: PyTree) -> PyTree:
         return p
 
     return jax.tree.map(one, network, is_leaf=is_posterior)
+
+
+def projected(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """``optimizer`` with :func:`project` applied to the parameters that its step leads to (kingma2015variational, section 3.3:
+    ``alpha <= 1`` throughout)."""
+
+    def update(updates, state, params=None):
+        if params is None:
+            raise ValueError(
+                "projected(optimizer) needs the parameters: optimizer.update(gradient, state, params)"
+            )
+        updates, state = optimizer.update(updates, state, params)
+        moved = project(optax.apply_updates(params, updates))
+        return jax.tree.map(lambda new, old: new - old, moved, params), state
+
+    return optax.GradientTransformation(optimizer.init, update)
