@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import optax
 import pytest
 from scipy import integrate, special, stats
@@ -164,7 +165,8 @@ def test_it_does_not_depend_on_the_mean_and_counts_each_weight():
     slope = jax.grad(lambda p: complexity(p, LogUniformPrior()).nats)(shared)
     np.testing.assert_array_equal(slope.loc, 0.0)
     additive = DiagonalNormal(shared.loc, 0.5 * -1.2 + jnp.log(jnp.abs(shared.loc)), True)
-    np.testing.assert_allclose(complexity(additive, LogUniformPrior()).nats, found.nats, rtol=1e-5)
+    same = complexity(shared, LogUniformPrior(), log_uniform="sigmoid").nats
+    np.testing.assert_allclose(complexity(additive, LogUniformPrior()).nats, same, rtol=1e-5)
     smooth = complexity(shared, LogUniformPrior(), log_uniform="sigmoid")
     np.testing.assert_allclose(smooth.nats, 4 * kl_log_uniform_exact(-1.2), atol=0.04)
 
@@ -308,3 +310,61 @@ def test_warm_up_rises_to_one():
 def test_what_is_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_the_log_uniform_prior_chooses_an_approximation_that_holds():
+    layer = BayesianDense.init(KEY, 3, 2)  # its biases start with mean zero
+    cost, slope = jax.value_and_grad(lambda one: complexity(one, LogUniformPrior()).nats)(layer)
+    assert np.isfinite(cost)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
+    assert set(complexity(layer, LogUniformPrior()).methods.values()) == {
+        "sigmoid approximation, up to a constant"
+    }
+    free = MultiplicativeNormal(jnp.ones(1), jnp.array([3.0]), None)
+    np.testing.assert_allclose(complexity(free, LogUniformPrior()).nats, kl_log_uniform_exact(3.0), atol=0.01)
+    with pytest.raises(ValueError, match="log_uniform='polynomial' is for alpha <= 1"):
+        complexity(free, LogUniformPrior(), log_uniform="polynomial")
+    bounded = MultiplicativeNormal(jnp.ones(1), jnp.array([-1.0]))
+    assert complexity(bounded, LogUniformPrior()).methods == {
+        "": "polynomial approximation, up to a constant"
+    }
+
+
+def test_pruned_weights_do_not_count():
+    inner = DiagonalNormal(jnp.array([1.0, -0.5, 2.0, 9.0]), jnp.full(4, np.log(0.3)), True)
+    kept = DiagonalNormal(inner.loc[:3], inner.raw_scale[:3], True)
+    pruned = Masked(inner, jnp.array([True, True, True, False]))
+    for prior in (EmpiricalNormal(), EmpiricalNormal(0.0), EmpiricalLaplace(), EmpiricalLaplace(0.1)):
+        one, other = complexity(pruned, prior), complexity(kept, prior)
+        np.testing.assert_allclose(one.nats, other.nats, rtol=1e-5)
+        assert int(one.counts[""]) == 3
+    slope = jax.grad(lambda p: complexity(p, LogUniformPrior()).nats)(
+        Masked(inner, jnp.zeros(4, bool)).posterior
+    )
+    assert np.isfinite(slope.loc).all()
+    assert "3" in str(complexity(pruned, NormalPrior()).table())
+
+
+def test_complexity_passes_through_jit():
+    network = [NORMAL, MultiplicativeNormal(jnp.ones(2), jnp.zeros(2))]
+    prior = NormalPrior(0.4, 0.8)
+    inside, outside = jax.jit(lambda n: complexity(n, prior))(network), complexity(network, prior)
+    np.testing.assert_allclose(inside.nats, outside.nats, rtol=1e-6)
+    assert inside.methods == outside.methods
+    tiny = DiagonalNormal(jnp.zeros(1), jnp.full(1, -80.0), True)
+    np.testing.assert_allclose(complexity(tiny, NormalPrior()).nats, 79.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("prior", "message"),
+    [
+        (dist.Normal(0.0, 1.0), r"prior must be a Prior, such as NormalPrior\(\)"),
+        (NormalPrior, "prior must be a Prior, such as NormalPrior"),
+        (lambda path: dist.Normal(0.0, 1.0), r"prior\(''\) must be a Prior, got"),
+    ],
+)
+def test_priors_are_priors(prior, message):
+    with pytest.raises(TypeError, match=message):
+        complexity(NORMAL, prior)
+    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+        complexity(NORMAL, NormalPrior(), key=KEY, num_samples=0)

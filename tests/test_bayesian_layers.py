@@ -258,6 +258,39 @@ def test_correlated_weights_cost_one_term_per_unit_and_refuse_what_needs_indepen
     assert project(CorrelatedNormal(jnp.ones((4, 3)), jnp.array(2.0))).log_alpha == 0.0
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pruned_layer_has_the_exact_mean_and_variance(mode):
+    """With a plain bias, and a unit without any weight."""
+    layer = dense()
+    kept = jax.random.bernoulli(KEY, 0.5, (5, 3)).at[:, 2].set(False)
+    layer = BayesianDense(Masked(layer.weight, kept), jnp.array([0.1, -0.2, 0.3]))
+    mean = X @ jnp.where(kept, layer.weight.posterior.loc, 0.0) + layer.bias
+    variance = np.asarray(X**2 @ jnp.where(kept, layer.weight.posterior.scale**2, 0.0), np.float64)
+    num = 60_000
+    drawn = outputs(layer, X, mode, num)
+    assert np.all(np.abs(drawn.mean(0) - mean) <= Z_LIMIT * np.sqrt(variance / num) + 1e-6)
+    np.testing.assert_allclose(drawn.var(0), variance, rtol=0.03, atol=1e-12)
+
+
+def test_local_noise_is_as_small_as_the_weights():
+    point = BayesianDense(Delta(dense().weight.loc))
+    np.testing.assert_allclose(point(X, key=KEY, mode="local"), X @ point.weight.loc, rtol=1e-6)
+    small = BayesianDense(DiagonalNormal(jnp.zeros((4, 1)), jnp.full((4, 1), np.log(1e-5)), True))
+    drawn = outputs(small, jnp.ones((1, 4)), "local", 20_000)
+    np.testing.assert_allclose(drawn.std(), 2e-5, rtol=0.03)
+
+
+def test_inputs_are_checked():
+    with pytest.raises(ValueError, match=r"x must be of shape \[batch, inputs\], got \(5,\); use jax.vmap"):
+        dense()(X[0], key=KEY)
+    with pytest.raises(ValueError, match=r"x must be of shape \[batch, height, width, channels\]"):
+        conv()(IMAGES[0], key=KEY)
+    with pytest.raises(TypeError, match="x must be floating-point numbers, got uint8"):
+        dense().moments(jnp.ones((2, 5), jnp.uint8))
+    with pytest.raises(ValueError, match=r"raw_scale must have loc's shape, \(1, 3\), got \(4, 3\)"):
+        DiagonalNormal(jnp.zeros((1, 3)), jnp.zeros((4, 3)))
+
+
 def test_a_layer_without_noise_has_finite_gradients():
     layer = BayesianDense.init(KEY, 5, 3, scale=0.3, bayesian_bias=False)
     slope = jax.grad(lambda layer: layer(jnp.zeros((2, 5)), key=KEY, mode="local").sum())(
@@ -333,6 +366,11 @@ def test_log_alpha_is_clamped_and_projected():
         ValueError, match=r"log_alpha has shape \(3,\), which does not broadcast to that of loc, \(2,\)"
     ):
         MultiplicativeNormal(jnp.zeros(2), jnp.zeros(3))
+    for at in (-1e-3, 0.0):  # at the limit, where a projection leaves it, the derivative is that from below
+        slope = jax.grad(lambda a: MultiplicativeNormal(jnp.ones(()), a).variance)(jnp.array(at))
+        np.testing.assert_allclose(slope, np.exp(at), rtol=1e-6)
+    pruned = Masked(MultiplicativeNormal(jnp.ones(2), jnp.full(2, 2.0)), jnp.ones(2, bool))
+    np.testing.assert_array_equal(project(pruned).posterior.log_alpha, 0.0)
     # A gradient through a weight of zero: d/d theta of theta (1 + noise).
     slope = jax.grad(lambda t: MultiplicativeNormal(t, jnp.zeros(())).sample(KEY).sum())(jnp.zeros(3))
     assert np.all(slope != 0)
@@ -349,6 +387,15 @@ def test_an_optimiser_can_keep_log_alpha_below_its_limit():
     np.testing.assert_allclose(after["b"], 0.1)
     with pytest.raises(ValueError, match="needs the parameters"):
         optimizer.update(gradient, optimizer.init(params))
+    # With a part that is not trained, and one that is no number.
+    pruned = {"w": Masked(params["w"], jnp.array([True, False])), "b": jnp.zeros(2)}
+    trained = eqx.tree_at(lambda p: p["w"].posterior.loc, eqx.filter(pruned, eqx.is_inexact_array), None)
+    updates, _ = optimizer.update(
+        jax.tree.map(lambda p: -jnp.ones_like(p), trained), optimizer.init(trained), trained
+    )
+    np.testing.assert_allclose(
+        eqx.apply_updates(pruned, updates)["w"].posterior.log_alpha, [0.0, -0.9], atol=1e-6
+    )
 
 
 def test_a_multilayer_perceptron_is_its_layers_in_turn():
@@ -361,6 +408,10 @@ def test_a_multilayer_perceptron_is_its_layers_in_turn():
     drawn = [network(X, key=KEY, mode=mode) for mode in MODES]
     assert all(not np.allclose(one, expected) for one in drawn)
     np.testing.assert_array_equal(network(X, key=KEY, mode="local"), drawn[-1])
+    # With one key, the draw that complexity measures.
+    np.testing.assert_array_equal(drawn[0], sample_weights(network, KEY)(X, mode="mean"))
+    with pytest.raises(ValueError, match=r"sizes must hold the number of inputs .* got \(3,\)"):
+        BayesianMLP.init(KEY, (3,))
 
 
 def test_masked_weights_are_zero_in_every_draw():
@@ -370,10 +421,10 @@ def test_masked_weights_are_zero_in_every_draw():
     np.testing.assert_array_equal(masked.sample(KEY) == 0, ~kept)
     np.testing.assert_array_equal(masked.mean == 0, ~kept)
     nothing = BayesianDense(Masked(inner, jnp.zeros((3, 2), bool)))
-    for mode in ("shared", "separate", "flipout"):
-        first, second = (nothing(X[:, :3], key=jax.random.key(k), mode=mode) for k in (1, 2))
-        np.testing.assert_array_equal(first, second)
-    assert not any(leaf.dtype == bool for leaf in jax.tree.leaves(eqx.filter(masked, eqx.is_inexact_array)))
+    for mode in MODES:
+        np.testing.assert_array_equal(nothing(X[:, :3], key=KEY, mode=mode), 0.0)
+    with pytest.raises(TypeError, match="independent weights and no mask of its own, got CorrelatedNormal"):
+        Masked(CorrelatedNormal(jnp.ones((3, 2)), 0.0), kept)
     with pytest.raises(
         ValueError, match=r"kept must be a boolean array of shape \(3, 2\), got float32 of shape \(2,\)"
     ):
@@ -498,4 +549,25 @@ def test_an_optimiser_moves_posteriors_and_nothing_else():
     updates, _ = optimizer.update(jax.grad(loss)(trained), optimizer.init(trained))
     after = eqx.combine(optax.apply_updates(trained, updates), static)
     np.testing.assert_array_equal(after[1].weight.kept, network[1].weight.kept)
+    assert after[1].weight.kept.dtype == bool
     assert np.all(np.asarray(after[0].weight.loc) != np.asarray(network[0].weight.loc))
+
+
+def test_moments_far_from_zero_and_without_noise():
+    for mean, variance in ((30.0, 1e-5), (100.0, 0.01), (-3.0, 0.5), (0.3, 2.0)):
+        first, second = relu_moments(jnp.array(mean), jnp.array(variance))
+        law = stats.norm(mean, np.sqrt(variance))
+        nodes = law.ppf((np.arange(400_000) + 0.5) / 400_000)
+        y = np.maximum(nodes, 0)
+        np.testing.assert_allclose(first, y.mean(), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(second, y.var(), rtol=2e-3, atol=1e-6)
+    ints, floats = (
+        quadrature_moments(jax.nn.sigmoid)(one, jnp.ones(())) for one in (jnp.array(1), jnp.array(1.0))
+    )
+    np.testing.assert_array_equal(ints, floats)
+    table = MomentTable.make(special.expit)
+    p = special.expit(1.0)
+    for variance in (0.0, 1e-8, 1e-6, 1e-3):
+        slope = jax.grad(lambda v: table(jnp.array(1.0), v)[1])(jnp.array(variance))
+        np.testing.assert_allclose(slope, (p * (1 - p)) ** 2, rtol=0.02)
+    assert jax.tree.leaves(table) == []  # nothing to train

@@ -41,6 +41,8 @@ def test_misfits_cost_what_their_quantised_codes_cost():
     np.testing.assert_allclose(
         coding.misfit_length(errors**2), 20 * np.log((errors**2).mean(0)).sum(), rtol=1e-5
     )
+    with pytest.raises(ValueError, match=r"one for each output, \(2,\), got shape \(40, 2\)"):
+        coding.misfit_length(errors**2, scale=np.ones((40, 2)))
     with pytest.raises(ValueError, match="tolerance must be positive, got 0"):
         coding.misfit_length(errors**2, tolerance=0.0)
 
@@ -166,6 +168,8 @@ def test_bayes_factors_in_words():
     noisy = coding.bayes_factor(0.0, 4.0, standard_errors=(3.0, 4.0))
     assert noisy.standard_error == 5.0
     assert noisy.words == "within two standard errors of none"
+    with pytest.raises(ValueError, match="free_energy and other must be finite, got"):
+        coding.bayes_factor(0.0, np.inf)
     assert str(noisy) == "4 nats (standard error 5): within two standard errors of none"
 
 
@@ -221,6 +225,8 @@ def test_masks_are_nested_and_exact():
 def test_what_keep_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         coding.keep(jnp.ones(3), **options)
+    with pytest.raises(ValueError, match="scores has NaN"):
+        coding.keep(jnp.array([1.0, np.nan]), threshold=0.5)
     with pytest.raises(ValueError, match="scores has no arrays"):
         coding.keep([None], removed=0.5)
 
@@ -240,6 +246,12 @@ def test_pruned_networks_have_exact_zeros_and_prune_further():
     again = mask(NETWORK, coding.keep(scores, removed=0.9))
     for one, two in zip(posteriors(most), posteriors(again), strict=True):
         np.testing.assert_array_equal(one.kept, two.kept)
+    second = coding.keep(scores[1], removed=0.5)
+    one = mask(NETWORK, [jax.tree.map(lambda _: None, second), second])
+    assert isinstance(one[1].weight, Masked)
+    assert isinstance(one[0].weight, DiagonalNormal)
+    with pytest.raises(ValueError, match="masks has an array where network has no posterior"):
+        mask([jnp.ones(2)], [jnp.ones(2, bool)])
     nothing = mask(NETWORK, coding.keep(scores, removed=1.0))
     x = jnp.ones((2, 20))
     outputs = [nothing[0](x, key=jax.random.key(k), mode="shared") for k in (1, 2)]

@@ -29,14 +29,21 @@ def misfit_length(
             scale ``(cases / 2) log mean(squared_error)`` is left for each output.
 
     Raises:
-        ValueError: for a ``tolerance`` that is not positive.
+        ValueError: for a ``tolerance`` that is not positive, or a ``scale`` of another shape than one output's.
     """
     squared_error = jnp.asarray(squared_error)
     cases = squared_error.shape[0]
     outputs = squared_error.size // cases
     mean = jnp.mean(squared_error, 0)
-    variance = mean if scale is None else jnp.asarray(scale) ** 2
-    length = 0.5 * cases * jnp.sum(jnp.log(variance) + mean / variance - 1)
+    if scale is None:
+        length = 0.5 * cases * jnp.sum(jnp.log(mean))
+    else:
+        if jnp.shape(scale) not in ((), mean.shape):
+            raise ValueError(
+                f"scale must be one number or one for each output, {mean.shape}, got shape {jnp.shape(scale)}"
+            )
+        variance = jnp.broadcast_to(jnp.asarray(scale) ** 2, mean.shape)
+        length = 0.5 * cases * jnp.sum(jnp.log(variance) + mean / variance - 1)
     return length + cases * outputs * (
         0.0 if tolerance is None else 0.5 * np.log(2 * np.pi * np.e) - _log(tolerance)
     )
@@ -152,7 +159,12 @@ def bayes_factor(free_energy, other, *, standard_errors: tuple[float, float] = (
         free_energy: of the model in favour of which a positive result speaks, in nats.
         other: of the model that it is compared with, for the same data.
         standard_errors: of the two, where they are estimates.
+
+    Raises:
+        ValueError: for free energies that are not finite.
     """
+    if not np.isfinite([free_energy, other]).all():
+        raise ValueError(f"free_energy and other must be finite, got {free_energy} and {other}")
     nats = float(other) - float(free_energy)
     error = float(np.hypot(*standard_errors))
     if abs(nats) <= 2 * error:

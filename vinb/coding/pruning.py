@@ -52,13 +52,15 @@ def keep(
         threshold: instead, remove scores below it (graves2011practical, section 7); 0 removes nothing.
 
     Raises:
-        ValueError: unless exactly one of them is given, in range, and there are scores.
+        ValueError: unless exactly one of them is given, in range, and there are scores, none of them NaN (outside of jit).
     """
     if (removed is None) == (threshold is None):
         raise ValueError(f"give one of removed and threshold, got {removed} and {threshold}")
     leaves, structure = jax.tree.flatten(scores)
     if not leaves:
         raise ValueError("scores has no arrays in it: nothing to remove")
+    if any(not isinstance(leaf, jax.core.Tracer) and bool(jnp.isnan(leaf).any()) for leaf in leaves):
+        raise ValueError("scores has NaN in it, which has no rank")
     if threshold is not None:
         if not threshold >= 0:
             raise ValueError(f"threshold must not be negative, got {threshold}")

@@ -1,15 +1,15 @@
 """What a network's weights cost: divergences from posteriors to priors, in nats, and their share of a minibatch's loss."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import scipy.special
-from jaxtyping import Array, Float, PyTree
-from numpyro.distributions import kl_divergence
+from jaxtyping import Array, Float, Int, PyTree
 
 from vinb import coding
 from vinb.distributions import ImproperLogUniform
@@ -28,31 +28,30 @@ from vinb.tables import Table
 LogUniform = Literal["polynomial", "sigmoid"]
 
 
-class Complexity(NamedTuple):
+class Complexity(eqx.Module):
     """The cost of a network's weights in nats.
 
-    ``nats`` is the total, ``by_path`` holds each posterior's elementwise cost by its path in the network, ``methods`` how it was
-    computed. Print :meth:`table` for a report.
+    ``nats`` is the total, ``by_path`` holds each posterior's elementwise cost by its path in the network (for
+    :class:`CorrelatedNormal` the cost of each input unit), ``counts`` its number of weights without those that were pruned,
+    ``methods`` how the cost was computed. Print :meth:`table` for a report.
     """
 
     nats: Float[Array, ""]
     by_path: dict[str, Float[Array, "..."]]
-    methods: dict[str, str]
+    counts: dict[str, Int[Array, ""]]
+    _methods: tuple[tuple[str, str], ...] = eqx.field(static=True)
+
+    @property
+    def methods(self) -> dict[str, str]:
+        return dict(self._methods)
 
     def table(self) -> Table:
         """Weights, nats, bits per weight and method, by posterior."""
         rows = []
         for path, cost in self.by_path.items():
-            total = float(jnp.sum(cost))
-            rows.append(
-                (
-                    path,
-                    f"{cost.size:,}",
-                    f"{total:.4g}",
-                    f"{total / cost.size / np.log(2):.3g}",
-                    self.methods[path],
-                )
-            )
+            total, count = float(jnp.sum(cost)), int(self.counts[path])
+            per_weight = f"{coding.bits(total / count):.3g}" if count else "-"
+            rows.append((path, f"{count:,}", f"{total:.4g}", per_weight, self.methods[path]))
         return Table(
             ("posterior", "weights", "nats", "bits per weight", "computed"), rows, right=frozenset({1, 2, 3})
         )
@@ -65,7 +64,7 @@ def complexity(
     key: jax.Array | None = None,
     num_samples: int = 1,
     mixture: Literal["monte-carlo", "bound"] = "monte-carlo",
-    log_uniform: LogUniform = "polynomial",
+    log_uniform: LogUniform | None = None,
     closed_form: bool = True,
 ) -> Complexity:
     """``KL(q(w) || p(w))`` of all posteriors in ``network``: in closed form where there is one, by draws otherwise.
@@ -73,42 +72,54 @@ def complexity(
     Args:
         network: a pytree with posteriors in it.
         prior: of all weights, or a function from a posterior's path (``jax.tree_util.keystr``) to its prior; an empirical prior is
-            fitted to all posteriors that it is given for.
+            fitted to all posteriors for which the function returns the same object.
         key: for the draws. Those of ``sample_weights(network, key)``, so that complexity and likelihood can share them
             (blundell2015weight, section 3.3).
-        num_samples: draws that are averaged; above one they are others.
+        num_samples: draws that are averaged; above one they are not those of ``sample_weights``.
         mixture: for mixtures of normals as priors: draws, or the upper bound of hinton1993keeping (equation 17).
-        log_uniform: which approximation of the divergence from the log-uniform prior, see :func:`kl_log_uniform`.
-        closed_form: False to draw wherever a density is to be had, as blundell2015weight does.
+        log_uniform: which approximation of the divergence from the log-uniform prior, see :func:`kl_log_uniform`. None takes the
+            polynomial for posteriors that keep ``alpha <= 1``, and the other for all else, for which the polynomial is wrong.
+        closed_form: False to draw wherever a density is to be had, as blundell2015weight does; ``mixture`` then has no effect.
 
     Returns:
         :class:`Complexity`. Where a posterior is a point or the prior improper, it is known up to a constant alone.
 
     Raises:
-        ValueError: if draws are needed and ``key`` is None, or for an unknown ``mixture`` or ``log_uniform``.
-        TypeError: if ``prior`` is neither a prior nor a function.
+        ValueError: if draws are needed and ``key`` is None, for an unknown ``mixture`` or ``log_uniform``, the polynomial where
+            ``alpha`` may pass 1, or ``num_samples`` below 1.
+        TypeError: if ``prior`` is neither a prior nor a function that returns one.
     """
     if mixture not in ("monte-carlo", "bound"):
         raise ValueError(f"mixture must be 'monte-carlo' or 'bound', got {mixture!r}")
-    if log_uniform not in ("polynomial", "sigmoid"):
-        raise ValueError(f"log_uniform must be 'polynomial' or 'sigmoid', got {log_uniform!r}")
-    if not isinstance(prior, Prior) and not callable(prior):
-        raise TypeError(f"prior must be a Prior or a function from a path to one, got {prior!r}")
+    if log_uniform not in (None, "polynomial", "sigmoid"):
+        raise ValueError(f"log_uniform must be None, 'polynomial' or 'sigmoid', got {log_uniform!r}")
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    # NumPyro's distributions are callable, and so are classes.
+    if not isinstance(prior, Prior) and (not callable(prior) or isinstance(prior, type | dist.Distribution)):
+        raise TypeError(
+            f"prior must be a Prior, such as NormalPrior(), or a function from a path to one; got {prior!r}"
+        )
     leaves = jax.tree_util.tree_leaves_with_path(network, is_leaf=is_posterior)
     found = [
         (k, jax.tree_util.keystr(path), leaf) for k, (path, leaf) in enumerate(leaves) if is_posterior(leaf)
     ]
     chosen = {path: prior if isinstance(prior, Prior) else prior(path) for _, path, _ in found}
+    for path, one in chosen.items():
+        if not isinstance(one, Prior):
+            raise TypeError(f"prior({path!r}) must be a Prior, got {one!r}")
     laws = {}
     for one in {id(p): p for p in chosen.values()}.values():
         group = [posterior for _, path, posterior in found if chosen[path] is one]
         laws[id(one)] = one.distribution(group)
-    by_path, methods = {}, {}
+    by_path, counts, methods = {}, {}, {}
     for k, path, posterior in found:
         law = laws[id(chosen[path])]
         kept = posterior.kept if isinstance(posterior, Masked) else None
         inner = posterior.posterior if kept is not None else posterior
-        result = _closed_form(inner, law, mixture, log_uniform) if closed_form else None
+        result = None
+        if closed_form or isinstance(inner, Delta):
+            result = _closed_form(inner, law, mixture, log_uniform)
         if result is None:
             if key is None:
                 raise ValueError(f"the complexity of {path} has no closed form; pass key= for draws")
@@ -119,7 +130,9 @@ def complexity(
             result = sum(draws) / len(draws), f"{len(draws)} draw(s)"
         cost, methods[path] = result
         by_path[path] = cost if kept is None else jnp.where(kept, cost, 0.0)
-    return Complexity(sum((jnp.sum(c) for c in by_path.values()), start=jnp.zeros(())), by_path, methods)
+        counts[path] = jnp.asarray(inner.mean.size) if kept is None else jnp.sum(kept)
+    nats = sum((jnp.sum(c) for c in by_path.values()), start=jnp.zeros(()))
+    return Complexity(nats, by_path, counts, tuple(methods.items()))
 
 
 def _by_draw(posterior, law, key):
@@ -132,20 +145,32 @@ def _closed_form(posterior: Posterior, law: dist.Distribution, mixture: str, log
     if isinstance(posterior, Delta):
         return -law.log_prob(posterior.loc), "minus the log density at the point, up to a constant"
     if isinstance(law, ImproperLogUniform):
-        if isinstance(posterior, MultiplicativeNormal):
-            log_alpha = jnp.broadcast_to(posterior.clamped_log_alpha, posterior.shape)
-        elif isinstance(posterior, CorrelatedNormal):  # one term per noise variable
-            log_alpha = posterior.unit_log_alpha
-        elif isinstance(posterior, DiagonalNormal):
-            log_alpha = 2 * (jnp.log(posterior.scale) - jnp.log(jnp.abs(posterior.loc)))
+        if isinstance(posterior, DiagonalNormal):
+            # The derivative of the logarithm of a squared mean must not be infinite at zero, where means may start.
+            tiny = jnp.finfo(posterior.loc.dtype).tiny
+            log_alpha, bounded = 2 * jnp.log(posterior.scale) - jnp.log(posterior.loc**2 + tiny), False
+        elif isinstance(posterior, MultiplicativeNormal | CorrelatedNormal):
+            bounded = posterior.largest is not None and posterior.largest <= 0
+            if isinstance(posterior, CorrelatedNormal):  # one term for each noise variable
+                log_alpha = posterior.unit_log_alpha
+            else:
+                log_alpha = jnp.broadcast_to(posterior.clamped_log_alpha, posterior.shape)
         else:
             return None
-        return kl_log_uniform(log_alpha, log_uniform), f"{log_uniform} approximation, up to a constant"
+        if log_uniform == "polynomial" and not bounded:
+            raise ValueError(
+                "log_uniform='polynomial' is for alpha <= 1, which these posteriors may pass: use 'sigmoid', or posteriors "
+                "with largest=0.0"
+            )
+        chosen = log_uniform or ("polynomial" if bounded else "sigmoid")
+        return kl_log_uniform(log_alpha, chosen), f"{chosen} approximation, up to a constant"
     if not isinstance(posterior, DiagonalNormal | MultiplicativeNormal):
         return None
     q = posterior.distribution
     if isinstance(law, dist.Normal):
-        return kl_divergence(q, law), "closed form"
+        # NumPyro squares the ratio of the scales, which underflows for small ones.
+        squares = (q.scale**2 + (q.loc - law.loc) ** 2) / law.scale**2
+        return 0.5 * (squares - 1) + jnp.log(law.scale) - jnp.log(q.scale), "closed form"
     if isinstance(law, dist.Laplace):
         return kl_normal_laplace(q.loc, q.scale, law.loc, law.scale), "closed form"
     if isinstance(law, dist.ImproperUniform):

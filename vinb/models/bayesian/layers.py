@@ -6,11 +6,12 @@ on which the variance of a minibatch's gradient depends (kingma2015variational, 
 """
 
 import itertools
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from vinb.models.bayesian.posteriors import (
@@ -26,10 +27,18 @@ Mode = Literal["mean", "shared", "separate", "flipout", "local"]
 Weights = Posterior | Array
 
 MEMORY = 2**30  # bytes that "separate" needs beside its inputs and outputs, at most, also in a gradient
+_OWN = np.uint32(
+    2**32 - 1
+)  # folded into keys for noise that sample_weights(network, key), which folds in small numbers, has not
 _COPIES = (
     8  # arrays of a draw's size that are alive at once: bits, noise, weights, their gradients, a remainder's
 )
-_EPS = 1e-8  # under the root of a variance, whose derivative at zero would be infinite
+
+
+def _root(variance):
+    """Whose derivative at zero is zero, not infinite."""
+    positive = variance > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
 
 
 class _Affine(eqx.Module):
@@ -37,6 +46,7 @@ class _Affine(eqx.Module):
 
     weight: eqx.AbstractVar[Weights]
     bias: eqx.AbstractVar[Weights | None]
+    axes: eqx.AbstractClassVar[tuple[str, ...]]
 
     def linear(self, x: Array, weight: Array) -> Array:
         """The map without its bias, of a batch."""
@@ -50,25 +60,35 @@ class _Affine(eqx.Module):
         Args:
             x: inputs, the batch along the first axis.
             key: for the noise; not needed by ``"mean"`` and by layers without posteriors.
-            mode: ``"mean"``: the weights' means. ``"shared"``: one draw of the weights for all of the batch. ``"separate"``: a draw
-                per example, computed in chunks of at most 1 GB of weights. ``"flipout"``: one draw, its deviation from the mean
-                with random signs of its own for each example's inputs and outputs (wen2018flipout): deviations of two examples are
-                uncorrelated; needs independent weights that are symmetric around their mean. ``"local"``: outputs drawn from the
-                normal law that normal weights give them (kingma2015variational, equation 6), independently; exact for dense
-                layers, and for convolutions of the right mean and variance, without the covariance between positions. With
-                :class:`CorrelatedNormal` noise multiplies the inputs instead (equation 11), which is exact for both.
+            mode: ``"mean"``: the weights' means. ``"shared"``: one draw of the weights for all of the batch, that of
+                ``sample_weights(layer, key)``. ``"separate"``: a draw per example, computed in chunks that need 1 GB at most.
+                ``"flipout"``: one draw, its deviation from the mean with random signs of its own for each example's inputs and
+                outputs (wen2018flipout): deviations of two examples are uncorrelated; needs independent weights that are
+                symmetric around their mean. ``"local"``: outputs drawn from the normal law that normal weights give them
+                (kingma2015variational, equation 6), independently; exact for dense layers, and for convolutions of the right
+                mean and variance, without the covariance between positions. With :class:`CorrelatedNormal` noise multiplies
+                the inputs instead (equation 11), which is exact for both.
 
         Raises:
-            ValueError: for an unknown ``mode`` or without the ``key`` that it needs.
-            TypeError: for ``"flipout"`` with weights that are not independent.
+            ValueError: for an unknown ``mode``, without the ``key`` that it needs, or for inputs of another rank.
+            TypeError: for ``"flipout"`` with weights that are not independent, or inputs that are no floating-point numbers.
         """
+        self._check(x)
         if mode not in get_args(Mode):
             raise ValueError(f"mode must be one of {', '.join(map(repr, get_args(Mode)))}, got {mode!r}")
         if mode == "mean" or not any(map(is_posterior, (self.weight, self.bias))):
-            return _mean(self)._apply(x)
+            return mean_weights(self)._apply(x)
         if key is None:
             raise ValueError(f"mode={mode!r} needs key= for the noise of the weights")
         return getattr(self, f"_{mode}")(x, key)
+
+    def _check(self, x):
+        if jnp.ndim(x) != len(self.axes):
+            raise ValueError(
+                f"x must be of shape [{', '.join(self.axes)}], got {jnp.shape(x)}; use jax.vmap over other axes"
+            )
+        if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+            raise TypeError(f"x must be floating-point numbers, got {jnp.result_type(x)}")
 
     def _apply(self, x):
         y = self.linear(x, self.weight)
@@ -93,7 +113,7 @@ class _Affine(eqx.Module):
                 "mode='flipout' needs independent weights, got CorrelatedNormal: use mode='local', which is exact for it"
             )
         keys = jax.random.split(key, 4)
-        mean, drawn = _mean(self), sample_weights(self, keys[0])
+        mean, drawn = mean_weights(self), sample_weights(self, keys[0])
         y = mean._apply(x)
         if is_posterior(self.weight):
             inputs = jax.random.rademacher(keys[1], (len(x), *self._channels(x)), x.dtype)
@@ -112,7 +132,7 @@ class _Affine(eqx.Module):
         if isinstance(self.weight, CorrelatedNormal):
             return self._noisy_inputs(x, key)
         mean, variance = self.moments(x)
-        return mean + jnp.sqrt(variance + _EPS) * jax.random.normal(key, mean.shape, mean.dtype)
+        return mean + _root(variance) * jax.random.normal(key, mean.shape, mean.dtype)
 
     def _noisy_inputs(self, x, key):
         weight_key, bias_key = jax.random.split(key)
@@ -121,11 +141,12 @@ class _Affine(eqx.Module):
         if not is_posterior(self.bias):
             return y if self.bias is None else y + self.bias
         noise = jax.random.normal(bias_key, (len(x), *self._channels(y)), y.dtype)
-        return y + self.bias.mean + jnp.sqrt(self.bias.variance) * noise
+        return y + self.bias.mean + _root(self.bias.variance) * noise
 
     def moments(self, x: Float[Array, "batch ..."]) -> tuple[Array, Array]:
         """Mean and variance of the outputs for given inputs."""
-        mean = _mean(self)._apply(x)
+        self._check(x)
+        mean = mean_weights(self)._apply(x)
         variance = jnp.zeros_like(mean)
         if is_posterior(self.weight):
             variance = self._weight_variance(x)
@@ -147,6 +168,7 @@ class BayesianDense(_Affine):
 
     weight: Weights
     bias: Weights | None = None
+    axes: ClassVar[tuple[str, ...]] = ("batch", "inputs")
 
     @classmethod
     def init(
@@ -195,6 +217,7 @@ class BayesianConv(_Affine):
 
     weight: Weights
     bias: Weights | None = None
+    axes: ClassVar[tuple[str, ...]] = ("batch", "height", "width", "channels")
     strides: tuple[int, int] = eqx.field(static=True, default=(1, 1))
     padding: str = eqx.field(static=True, default="SAME")
 
@@ -243,6 +266,8 @@ class BayesianMLP(eqx.Module):
     @classmethod
     def init(cls, key: jax.Array, sizes: tuple[int, ...], **options) -> "BayesianMLP":
         """Layers of the given widths, inputs first; ``options`` are those of :meth:`BayesianDense.init`."""
+        if len(sizes) < 2:
+            raise ValueError(f"sizes must hold the number of inputs and of each layer's outputs, got {sizes}")
         keys = jax.random.split(key, len(sizes) - 1)
         pairs = zip(keys, itertools.pairwise(sizes), strict=True)
         return cls(tuple(BayesianDense.init(k, *widths, **options) for k, widths in pairs))
@@ -250,10 +275,17 @@ class BayesianMLP(eqx.Module):
     def __call__(
         self, x: Float[Array, "batch inputs"], *, key: jax.Array | None = None, mode: Mode = "shared"
     ) -> Float[Array, "batch outputs"]:
-        """The last layer's outputs; each layer has noise of its own, drawn as ``mode`` says (see the layers)."""
+        """The last layer's outputs, drawn as ``mode`` says (see the layers).
+
+        With ``"shared"`` the weights are those of ``sample_weights(network, key)``, whose cost ``complexity(network, prior,
+        key=key)`` measures; the other modes have noise of their own.
+        """
+        if mode == "shared" and key is not None:
+            return sample_weights(self, key)(x, mode="mean")
+        own = None if key is None else jax.random.fold_in(key, _OWN)
         for k, layer in enumerate(self.layers):
             x = jax.nn.relu(x) if k else x
-            x = layer(x, key=None if key is None else jax.random.fold_in(key, k), mode=mode)
+            x = layer(x, key=None if own is None else jax.random.fold_in(own, k), mode=mode)
         return x
 
 
@@ -310,7 +342,3 @@ class BayesianLSTMCell(eqx.Module):
         )
         cell = jax.nn.sigmoid(forget) * cell + jax.nn.sigmoid(enter) * jnp.tanh(candidate)
         return jax.nn.sigmoid(leave) * jnp.tanh(cell), cell
-
-
-def _mean(layer):
-    return mean_weights(layer)

@@ -76,6 +76,12 @@ class DiagonalNormal(Posterior):
     raw_scale: Float[Array, "..."]
     log_scale: bool = eqx.field(static=True, default=False)
 
+    def __check_init__(self):
+        if jnp.shape(self.loc) != jnp.shape(self.raw_scale):
+            raise ValueError(
+                f"raw_scale must have loc's shape, {jnp.shape(self.loc)}, got {jnp.shape(self.raw_scale)}"
+            )
+
     @classmethod
     def init(
         cls,
@@ -96,7 +102,7 @@ class DiagonalNormal(Posterior):
                 f"scale must be positive and loc_scale not negative, got {scale} and {loc_scale}"
             )
         raw = jnp.log(scale) if log_scale else inverse_softplus(scale)
-        return cls(loc_scale * jax.random.normal(key, shape), jnp.full(shape, raw), log_scale)
+        return cls(loc_scale * jax.random.normal(key, shape), jnp.full(shape, raw, float), log_scale)
 
     @property
     def scale(self) -> Float[Array, "..."]:
@@ -116,16 +122,15 @@ class _Dropout(Posterior):
     """What the two kinds of variational dropout share."""
 
     loc: Float[Array, "..."]
-    log_alpha: Float[Array, "..."]
+    log_alpha: Float[Array, "..."] = eqx.field(converter=jnp.asarray)
     largest: float | None = eqx.field(static=True, default=0.0)
-
-    def __check_init__(self):
-        check_shapes_broadcast("log_alpha", jnp.shape(self.log_alpha), "loc", jnp.shape(self.loc))
 
     @property
     def clamped_log_alpha(self) -> Float[Array, "..."]:
-        """``log_alpha``, at most ``largest``."""
-        return self.log_alpha if self.largest is None else jnp.minimum(self.log_alpha, self.largest)
+        """``log_alpha``, at most ``largest``; at the limit its derivative is one."""
+        if self.largest is None:
+            return self.log_alpha
+        return jnp.where(self.log_alpha > self.largest, self.largest, self.log_alpha)
 
     @property
     def mean(self):
@@ -149,8 +154,11 @@ class MultiplicativeNormal(_Dropout):
         log_alpha: logarithm of the noise's variance relative to the squared mean, of a shape that broadcasts to ``loc``: of size
             one for a whole layer, one per unit, or one per weight.
         largest: ``log_alpha`` counts as at most this; 0 keeps ``alpha <= 1``, beyond which gradients are too noisy to learn
-            from. None for no limit. Project ``log_alpha`` after a step (:func:`project`), or it has no gradient beyond.
+            from. None for no limit. Project ``log_alpha`` after a step (:func:`projected`), or it has no gradient beyond.
     """
+
+    def __check_init__(self):
+        check_shapes_broadcast("log_alpha", jnp.shape(self.log_alpha), "loc", jnp.shape(self.loc))
 
     @property
     def distribution(self):
@@ -176,6 +184,8 @@ class CorrelatedNormal(_Dropout):
     """
 
     def __check_init__(self):
+        if jnp.ndim(self.loc) < 2:
+            raise ValueError(f"loc must be of shape [..., inputs, outputs], got {jnp.shape(self.loc)}")
         inputs = jnp.shape(self.loc)[-2:-1]
         check_shapes_broadcast("log_alpha", jnp.shape(self.log_alpha), "the input units", (*inputs, 1))
 
@@ -212,6 +222,10 @@ class Masked(Posterior):
     kept: Any  # boolean: not trained
 
     def __check_init__(self):
+        if isinstance(self.posterior, CorrelatedNormal | Masked):
+            raise TypeError(
+                f"posterior must have independent weights and no mask of its own, got {type(self.posterior).__name__}"
+            )
         if jnp.shape(self.kept) != self.posterior.shape or jnp.result_type(self.kept) != jnp.bool_:
             raise ValueError(
                 f"kept must be a boolean array of shape {self.posterior.shape}, got {jnp.result_type(self.kept)} of "
@@ -220,7 +234,9 @@ class Masked(Posterior):
 
     @property
     def distribution(self):
-        return self.posterior.distribution
+        raise TypeError(
+            "weights that are exactly zero have no density: take that of .posterior where .kept is True"
+        )
 
     @property
     def mean(self):
@@ -256,8 +272,8 @@ def sample_weights(network: PyTree, key: jax.Array) -> PyTree:
 
 
 def mean_weights(network: PyTree) -> PyTree:
-    """``network`` with its mean in place of each posterior: an ordinary network, which NumPyro's ``random_eqx_module`` takes
-    too."""
+    """``network`` with its mean in place of each posterior: an ordinary network. NumPyro's ``random_eqx_module`` takes it, and
+    not the network with posteriors, whose means and scales would get priors."""
     return jax.tree.map(lambda p: p.mean if is_posterior(p) else p, network, is_leaf=is_posterior)
 
 
@@ -269,40 +285,51 @@ def signal_to_noise(network: PyTree) -> PyTree:
 
 
 def mask(network: PyTree, masks: PyTree) -> PyTree:
-    """``network`` with zeros, without noise, where ``masks`` (of ``vinb.coding.keep``) are False: pruned."""
+    """``network`` with zeros, without noise, where ``masks`` are False: pruned.
+
+    Args:
+        network: a pytree with posteriors in it.
+        masks: as ``vinb.coding.keep(signal_to_noise(network), ...)`` gives them: a boolean array in place of each posterior,
+            None in place of all else; None leaves a posterior as it is, too.
+
+    Raises:
+        ValueError: where the two do not fit together.
+    """
 
     def one(p, kept):
-        if not is_posterior(p):
+        if kept is None:
             return p
+        if not is_posterior(p):
+            raise ValueError("masks has an array where network has no posterior")
         return Masked(p.posterior, p.kept & kept) if isinstance(p, Masked) else Masked(p, kept)
 
-    leaves, structure = jax.tree.flatten(network, is_leaf=is_posterior)
-    kept = iter(jax.tree.leaves(masks))
-    return structure.unflatten([one(p, next(kept) if is_posterior(p) else None) for p in leaves])
+    return jax.tree.map(one, network, masks, is_leaf=is_posterior)
 
 
 def project(network: PyTree) -> PyTree:
     """``network`` with every ``log_alpha`` moved back to its limit; :func:`projected` does so after each step."""
 
     def one(p):
-        if isinstance(p, _Dropout):
-            return eqx.tree_at(lambda q: q.log_alpha, p, p.clamped_log_alpha)
-        return p
+        if not isinstance(p, _Dropout) or p.log_alpha is None:
+            return p
+        return eqx.tree_at(lambda q: q.log_alpha, p, p.clamped_log_alpha)
 
-    return jax.tree.map(one, network, is_leaf=is_posterior)
+    return jax.tree.map(one, network, is_leaf=lambda node: isinstance(node, _Dropout))
 
 
-def projected(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """``optimizer`` with :func:`project` applied to the parameters that its step leads to (kingma2015variational, section 3.3:
+def projected(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """``optimizer`` with :func:`project` applied to the parameters that its step leads to (kingma2015variational, section 3:
     ``alpha <= 1`` throughout)."""
+    optimizer = optax.with_extra_args_support(optimizer)
 
-    def update(updates, state, params=None):
+    def update(updates, state, params=None, **extra):
         if params is None:
             raise ValueError(
                 "projected(optimizer) needs the parameters: optimizer.update(gradient, state, params)"
             )
-        updates, state = optimizer.update(updates, state, params)
-        moved = project(optax.apply_updates(params, updates))
-        return jax.tree.map(lambda new, old: new - old, moved, params), state
+        updates, state = optimizer.update(updates, state, params, **extra)
+        moved = project(eqx.apply_updates(params, updates))
+        step = lambda update, new, old: None if update is None else new - old  # noqa: E731
+        return jax.tree.map(step, updates, moved, params, is_leaf=lambda node: node is None), state
 
-    return optax.GradientTransformation(optimizer.init, update)
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
 from vinb.distributions import ImproperLogUniform
-from vinb.models.bayesian.posteriors import Posterior
+from vinb.models.bayesian.posteriors import Masked, Posterior
 
 
 class Prior(eqx.Module):
@@ -85,35 +85,44 @@ class UniformPrior(Prior):
         return dist.ImproperUniform(constraints.real, (), ())
 
 
+def _float_or_none(value):
+    return None if value is None else float(value)
+
+
 class EmpiricalNormal(Prior):
-    """The normal prior that makes the complexity least, given the posteriors (graves2011practical, equation 15).
+    """The normal prior that makes the complexity least, given the posteriors (graves2011practical, equation 15). Weights that
+    were pruned do not count.
 
     Args:
         loc: its mean if that is fixed; None to fit it too.
     """
 
-    loc: float | None = eqx.field(static=True, default=None)
+    loc: float | None = eqx.field(static=True, converter=_float_or_none, default=None)
 
     def distribution(self, posteriors):
         mean, variance = (_join([getattr(p, name) for p in posteriors]) for name in ("mean", "variance"))
-        loc = jnp.mean(mean) if self.loc is None else self.loc
-        return dist.Normal(*stop_gradient((loc, jnp.sqrt(jnp.mean(variance + (mean - loc) ** 2)))))
+        kept = _kept(posteriors)
+        loc = jnp.mean(mean, where=kept) if self.loc is None else self.loc
+        return dist.Normal(
+            *stop_gradient((loc, jnp.sqrt(jnp.mean(variance + (mean - loc) ** 2, where=kept))))
+        )
 
 
 class EmpiricalLaplace(Prior):
     """The Laplace prior that makes the complexity of points least (graves2011practical, section 5.1): median, mean deviation
-    from it.
+    from it. Weights that were pruned do not count.
 
     Args:
         loc: its mean if that is fixed; None to fit it too.
     """
 
-    loc: float | None = eqx.field(static=True, default=None)
+    loc: float | None = eqx.field(static=True, converter=_float_or_none, default=None)
 
     def distribution(self, posteriors):
         mean = _join([p.mean for p in posteriors])
-        loc = jnp.median(mean) if self.loc is None else self.loc
-        return dist.Laplace(*stop_gradient((loc, jnp.mean(jnp.abs(mean - loc)))))
+        kept = _kept(posteriors)
+        loc = jnp.nanmedian(jnp.where(kept, mean, jnp.nan)) if self.loc is None else self.loc
+        return dist.Laplace(*stop_gradient((loc, jnp.mean(jnp.abs(mean - loc), where=kept))))
 
 
 class LearnedNormal(Prior):
@@ -144,3 +153,7 @@ class LearnedMixture(Prior):
 
 def _join(arrays):
     return jnp.concatenate([jnp.ravel(a) for a in arrays])
+
+
+def _kept(posteriors):
+    return _join([p.kept if isinstance(p, Masked) else jnp.ones(p.shape, bool) for p in posteriors])

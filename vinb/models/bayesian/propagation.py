@@ -37,10 +37,10 @@ def relu_moments(mean: Float[Array, "..."], variance: Float[Array, "..."]) -> Mo
     """Of ``max(x, 0)`` for a normal ``x``."""
     scale = jnp.sqrt(variance + 1e-12)
     z = mean / scale
-    density, mass = jnp.exp(-0.5 * z**2) / np.sqrt(2 * np.pi), ndtr(z)
-    first = scale * (z * mass + density)
-    second = scale**2 * ((z**2 + 1) * mass + z * density)
-    return first, jnp.maximum(second - first**2, 0.0)
+    density, above, below = jnp.exp(-0.5 * z**2) / np.sqrt(2 * np.pi), ndtr(z), ndtr(-z)
+    # Not as a difference of second moments, of which nothing is left where the mean is far from zero.
+    share = above + z**2 * above * below + z * density * (below - above) - density**2
+    return scale * (z * above + density), scale**2 * jnp.maximum(share, 0.0)
 
 
 def threshold_moments(mean: Float[Array, "..."], variance: Float[Array, "..."]) -> Moments:
@@ -59,6 +59,7 @@ def quadrature_moments(activation: Callable, num_nodes: int = 32) -> Callable[[A
     weights = weights / weights.sum()
 
     def moments(mean, variance):
+        mean = jnp.asarray(mean, jnp.result_type(mean, float))
         x = mean[..., None] + jnp.sqrt(variance + 1e-12)[..., None] * nodes.astype(mean.dtype)
         y = activation(x)
         first = y @ weights.astype(mean.dtype)
@@ -67,14 +68,22 @@ def quadrature_moments(activation: Callable, num_nodes: int = 32) -> Callable[[A
     return moments
 
 
+class _Constant:
+    """Numbers that are part of a program and no parameter: compared by identity, and so fit for a static field."""
+
+    def __init__(self, array: np.ndarray):
+        self.array = array
+
+
 class MomentTable(eqx.Module):
     """Moments of an activation by linear interpolation in a table over mean and standard deviation (hinton1993keeping, section 8).
 
-    Tabulated over the standard deviation, near zero of which the moments are smooth. With the default 300 x 300 cells the logistic
+    Tabulated over equally spaced standard deviations and interpolated in the variance, in which the moments are smooth at zero.
+    With the default 300 x 300 cells the logistic
     function's moments are right to 4e-5 (mean) and 1e-5 (variance) inside the table; outside of it the nearest edge is used.
     """
 
-    table: Float[Array, "means scales 2"]
+    table: _Constant = eqx.field(static=True)  # [means, scales, 2]
     mean_range: tuple[float, float] = eqx.field(static=True)
     largest_scale: float = eqx.field(static=True)
 
@@ -109,18 +118,20 @@ class MomentTable(eqx.Module):
             y = np.asarray(activation(means[:, None] + scale * noise), np.float64)
             table[:, j, 0] = y @ weights
             table[:, j, 1] = (y - table[:, j, :1]) ** 2 @ weights
-        return cls(jnp.asarray(table, jnp.result_type(float)), tuple(mean_range), largest_scale)
+        return cls(_Constant(table), tuple(mean_range), float(largest_scale))
 
     def __call__(self, mean: Float[Array, "..."], variance: Float[Array, "..."]) -> Moments:
         """Mean and variance of the activation; their derivatives are those of the interpolation."""
-        table = jax.lax.stop_gradient(self.table)
-        low, high = self.mean_range
+        table, (low, high) = jnp.asarray(self.table.array, jnp.result_type(float)), self.mean_range
         rows, columns = table.shape[:2]
+        step = self.largest_scale / (columns - 1)
+        variance = jnp.minimum(variance, self.largest_scale**2)
         i = jnp.clip((mean - low) / (high - low), 0.0, 1.0) * (rows - 1)
-        j = jnp.clip(jnp.sqrt(variance + 1e-12) / self.largest_scale, 0.0, 1.0) * (columns - 1)
+        j = jnp.sqrt(jax.lax.stop_gradient(variance)) / step
         row = jnp.clip(jnp.floor(i), 0, rows - 2).astype(int)
         column = jnp.clip(jnp.floor(j), 0, columns - 2).astype(int)
-        u, v = (i - row)[..., None], (j - column)[..., None]
+        u = (i - row)[..., None]
+        v = ((variance / step**2 - column**2) / (2 * column + 1))[..., None]
         corner = lambda a, b: table[row + a, column + b]  # noqa: E731
         left = (1 - u) * corner(0, 0) + u * corner(1, 0)
         right = (1 - u) * corner(0, 1) + u * corner(1, 1)
