@@ -193,6 +193,16 @@ def test_list_and_cite_do_not_import_what_is_slow(root, arguments):
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_data_verify_passes_over_what_was_never_downloaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("VINB_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cli.main(["data", "verify"]) == 0
+    out = capsys.readouterr().out
+    assert "ok    mnist: 4 files" in out
+    assert "-     uci-mushroom: not here; vinb data download uci-mushroom" in out
+    assert cli.main(["data", "verify", "uci-mushroom"]) == 1
+
+
 def test_data_list_says_where_files_are_without_paths(tmp_path, monkeypatch, capsys):
     def found():
         assert cli.main(["data", "list"]) == 0

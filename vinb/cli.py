@@ -310,6 +310,12 @@ def _data(options: argparse.Namespace) -> int:
     failed = False
     for name in names:
         try:
+            fetched_later = (
+                not data.DATASETS[name].embeddable and options.verb == "verify" and not options.names
+            )
+            if fetched_later and _found(name) == "not here":
+                print(f"-     {name}: not here; vinb data download {name}")
+                continue
             if options.verb == "verify":
                 data.verify(name)
             found = data.download(name) if options.verb == "download" else data.locate(name, download=False)
