@@ -285,6 +285,19 @@ def test_local_noise_is_as_small_as_the_weights():
     np.testing.assert_allclose(drawn.std(), 2e-5, rtol=0.03)
 
 
+def test_both_kinds_of_layers_start_alike():
+    """With means of the asked spread, or one over the root of the number of inputs to an output."""
+    for make, number in (
+        (lambda **o: BayesianDense.init(KEY, 180, 200, **o), 180),
+        (lambda **o: BayesianConv.init(KEY, 20, 200, (3, 3), **o), 180),
+    ):
+        np.testing.assert_allclose(make().weight.loc.std(), number**-0.5, rtol=0.03)
+        layer = make(loc_scale=0.3, scale=0.2, log_scale=True, bayesian_bias=False)
+        np.testing.assert_allclose(layer.weight.loc.std(), 0.3, rtol=0.03)
+        np.testing.assert_allclose(layer.weight.scale, 0.2, rtol=1e-6)
+        np.testing.assert_array_equal(layer.bias, jnp.zeros(200))
+
+
 def test_inputs_are_checked():
     with pytest.raises(ValueError, match=r"x must be of shape \[batch, inputs\], got \(5,\); use jax.vmap"):
         dense()(X[0], key=KEY)

@@ -8,8 +8,8 @@ every example and is so slow that it has rounds of its own, interleaved with `lo
 """
 
 import dataclasses
+import itertools
 import sys
-import time
 
 import harness
 import jax
@@ -141,18 +141,7 @@ def main(arguments=None) -> int:
         "--work", type=float, default=2e9, help="width^2 x batch x steps of a timed run (2e9)"
     )
     options = parser.parse_args(arguments)
-    rows, problems, start = [], [], time.perf_counter()
-    print(f"before: {harness.load()}\n")
-    for width in options.width:
-        for batch in options.batch_size:
-            new_rows, new_problems = compare(options, width, batch)
-            rows, problems = rows + new_rows, problems + new_problems
-    print(f"after {time.perf_counter() - start:.0f} s: {harness.load()}")
-    if options.json:
-        harness.write(options.json, rows)
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    return 1 if problems else 0
+    return harness.run(options, compare, itertools.product(options.width, options.batch_size))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ the hand-written one. The exit status tells of wrong gradients and of too much w
 
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import handair
@@ -95,7 +94,7 @@ def elsewhere(peer, kind, size, case, options, direction):
         return peers.ask(peer, request, install=options.install_peers)
 
 
-def run(kind, size, case, options):
+def run(options, kind, size, case):
     """Rows and problems of one case."""
     direction = common_jax.direction(case)
     systems, checks, failed = here(kind, size, case, options, direction)
@@ -207,17 +206,7 @@ def make_parser():
 
 def main(arguments=None) -> int:
     options = make_parser().parse_args(arguments)
-    rows, found, start = [], [], time.perf_counter()
-    print(f"before: {harness.load()}\n")
-    for kind, size, case in cases(options):
-        new_rows, new_problems = run(kind, size, case, options)
-        rows, found = rows + new_rows, found + new_problems
-    print(f"after {time.perf_counter() - start:.0f} s: {harness.load()}")
-    if options.json:
-        harness.write(options.json, rows)
-    for problem in found:
-        print(problem, file=sys.stderr)
-    return 1 if found else 0
+    return harness.run(options, run, cases(options))
 
 
 if __name__ == "__main__":

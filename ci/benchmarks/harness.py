@@ -9,8 +9,9 @@ the reference ("A/A"): how far its ratio is from 1 is what the machine's noise a
 import argparse
 import json
 import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,3 +181,19 @@ def write(path: Path, rows: list[dict]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def run(options: argparse.Namespace, compare: Callable, cases: Iterable[tuple]) -> int:
+    """What a benchmark's `main` does: `compare(options, *case)` returns the rows and problems of a case; the rows are written,
+    the problems printed, and the exit status says whether there are any."""
+    rows, problems, start = [], [], time.perf_counter()
+    print(f"before: {load()}\n")
+    for case in cases:
+        new_rows, new_problems = compare(options, *case)
+        rows, problems = rows + new_rows, problems + new_problems
+    print(f"after {time.perf_counter() - start:.0f} s: {load()}")
+    if options.json:
+        write(options.json, rows)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0

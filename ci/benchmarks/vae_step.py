@@ -7,7 +7,6 @@ epoch, pixels drawn anew at each step. Every system gets the same initial weight
 """
 
 import sys
-import time
 import zlib
 
 import harness
@@ -237,17 +236,7 @@ def make_parser():
 
 def main(arguments=None) -> int:
     options = make_parser().parse_args(arguments)
-    rows, problems, start = [], [], time.perf_counter()
-    print(f"before: {harness.load()}")
-    for batch_size in options.batch_size:
-        new_rows, new_problems = compare(options, batch_size)
-        rows, problems = rows + new_rows, problems + new_problems
-    print(f"after {time.perf_counter() - start:.0f} s: {harness.load()}")
-    if options.json:
-        harness.write(options.json, rows)
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    return 1 if problems else 0
+    return harness.run(options, compare, [(size,) for size in options.batch_size])
 
 
 if __name__ == "__main__":

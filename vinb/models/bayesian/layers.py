@@ -6,6 +6,7 @@ on which the variance of a minibatch's gradient depends (kingma2015variational, 
 """
 
 import itertools
+import math
 from typing import ClassVar, Literal, get_args
 
 import equinox as eqx
@@ -158,6 +159,15 @@ class _Affine(eqx.Module):
         return self.linear(x**2, self.weight.variance)
 
 
+def _initial(key, shape, *, scale=0.01, loc_scale=None, log_scale=False, bayesian_bias=True):
+    """Weight of ``shape`` and bias of a layer."""
+    loc_scale = math.prod(shape[:-1]) ** -0.5 if loc_scale is None else loc_scale
+    weight = DiagonalNormal.init(key, shape, loc_scale=loc_scale, scale=scale, log_scale=log_scale)
+    if not bayesian_bias:
+        return weight, jnp.zeros(shape[-1])
+    return weight, DiagonalNormal.init(key, shape[-1:], loc_scale=0.0, scale=scale, log_scale=log_scale)
+
+
 class BayesianDense(_Affine):
     """``x @ weight + bias``.
 
@@ -171,35 +181,17 @@ class BayesianDense(_Affine):
     axes: ClassVar[tuple[str, ...]] = ("batch", "inputs")
 
     @classmethod
-    def init(
-        cls,
-        key: jax.Array,
-        inputs: int,
-        outputs: int,
-        *,
-        scale: float = 0.01,
-        loc_scale: float | None = None,
-        log_scale: bool = False,
-        bayesian_bias: bool = True,
-    ) -> "BayesianDense":
-        """Normal posteriors with means from ``N(0, loc_scale^2)`` (``1 / sqrt(inputs)`` by default) and biases around zero.
+    def init(cls, key: jax.Array, inputs: int, outputs: int, **options) -> "BayesianDense":
+        """Normal posteriors.
 
         Args:
             key: typed PRNG key.
             inputs, outputs: the layer's width.
-            scale: initial scale of all weights.
-            loc_scale: spread of the initial means.
-            log_scale: see :class:`DiagonalNormal`.
-            bayesian_bias: False for a plain array of biases.
+            options: ``scale`` (0.01), of all weights to begin with; ``loc_scale``, the spread of the initial means of the
+                weights (``1 / sqrt(n)`` for n inputs to an output), those of the biases being zero; ``log_scale``, see
+                :class:`DiagonalNormal`; ``bayesian_bias`` (True), False for a plain array of biases.
         """
-        loc_scale = inputs**-0.5 if loc_scale is None else loc_scale
-        weight = DiagonalNormal.init(
-            key, (inputs, outputs), loc_scale=loc_scale, scale=scale, log_scale=log_scale
-        )
-        if not bayesian_bias:
-            return cls(weight, jnp.zeros(outputs))
-        bias = DiagonalNormal.init(key, (outputs,), loc_scale=0.0, scale=scale, log_scale=log_scale)
-        return cls(weight, bias)
+        return cls(*_initial(key, (inputs, outputs), **options))
 
     def linear(self, x, weight):
         return x @ weight
@@ -231,15 +223,10 @@ class BayesianConv(_Affine):
         *,
         strides: tuple[int, int] = (1, 1),
         padding: str = "SAME",
-        scale: float = 0.01,
-        log_scale: bool = False,
+        **options,
     ) -> "BayesianConv":
-        """Normal posteriors with means from ``N(0, 1 / n)`` for n inputs to an output, and biases around zero."""
-        number = inputs * window[0] * window[1]
-        shape = (*window, inputs, outputs)
-        weight = DiagonalNormal.init(key, shape, loc_scale=number**-0.5, scale=scale, log_scale=log_scale)
-        bias = DiagonalNormal.init(key, (outputs,), loc_scale=0.0, scale=scale, log_scale=log_scale)
-        return cls(weight, bias, strides, padding)
+        """Normal posteriors; ``options`` are those of :meth:`BayesianDense.init`."""
+        return cls(*_initial(key, (*window, inputs, outputs), **options), strides, padding)
 
     def linear(self, x, weight):
         numbers = ("NHWC", "HWIO", "NHWC")

@@ -28,27 +28,23 @@ def _positive(**scales):
             raise ValueError(f"{name} must be positive, got {scale}")
 
 
-class NormalPrior(Prior):
-    """``N(loc, scale^2)``."""
-
+class _LocScale(Prior):
     loc: float = eqx.field(static=True, converter=float, default=0.0)
     scale: float = eqx.field(static=True, converter=float, default=1.0)
 
     def __check_init__(self):
         _positive(scale=self.scale)
+
+
+class NormalPrior(_LocScale):
+    """``N(loc, scale^2)``."""
 
     def distribution(self, posteriors):
         return dist.Normal(self.loc, self.scale)
 
 
-class LaplacePrior(Prior):
+class LaplacePrior(_LocScale):
     """Double exponential around ``loc``, with mean absolute deviation ``scale``."""
-
-    loc: float = eqx.field(static=True, converter=float, default=0.0)
-    scale: float = eqx.field(static=True, converter=float, default=1.0)
-
-    def __check_init__(self):
-        _positive(scale=self.scale)
 
     def distribution(self, posteriors):
         return dist.Laplace(self.loc, self.scale)
