@@ -197,6 +197,17 @@ def test_empirical_priors_make_the_complexity_least():
     np.testing.assert_allclose(
         [fixed.loc, fixed.scale], [0.0, np.sqrt(np.mean(SCALE**2 + LOC**2))], rtol=1e-6
     )
+    # With the scale fixed, the mean (a median, for Laplace's law) is still the best.
+    normal = EmpiricalNormal(scale=0.3).distribution([points])
+    np.testing.assert_allclose([normal.loc, normal.scale], [LOC.mean(), 0.3], rtol=1e-6)
+    three = Delta(NORMAL.loc[:3])
+    laplace = EmpiricalLaplace(scale=0.2).distribution([three])
+    np.testing.assert_allclose([laplace.loc, laplace.scale], [np.median(LOC[:3]), 0.2], rtol=1e-6)
+    best = float(complexity(three, EmpiricalLaplace(scale=0.2)).nats)
+    for loc in (-0.02, 0.02):
+        assert complexity(three, LaplacePrior(float(laplace.loc) + loc, 0.2)).nats > best
+    with pytest.raises(ValueError, match="scale must be positive, got -1"):
+        EmpiricalLaplace(scale=-1)
 
 
 def law_scale():

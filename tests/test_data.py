@@ -4,9 +4,12 @@ import dataclasses
 import gzip
 import hashlib
 import http.server
+import io
 import subprocess
 import sys
+import tarfile
 import threading
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +115,78 @@ def test_mushrooms(monkeypatch):
     assert mushrooms.levels == [(0, "b"), (0, "x"), (1, "?"), (1, "s"), (2, "n"), (2, "w")]
     assert mushrooms.features.tolist() == [[0, 1, 0, 1, 1, 0], [0, 1, 1, 0, 0, 1], [1, 0, 0, 1, 1, 0]]
     assert repr(mushrooms) == "Mushrooms(3, 2 edible, 6 columns)"
+
+
+def _wave(samples):
+    target = io.BytesIO()
+    with wave.open(target, "wb") as recording:
+        recording.setparams((1, 2, 8000, 0, "NONE", ""))
+        recording.writeframes(np.array(samples, "<i2").tobytes())
+    return target.getvalue()
+
+
+def _tar(contents, **attributes):
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in contents.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            for attribute, value in attributes.items():
+                setattr(entry, attribute, value)
+            archive.addfile(entry, io.BytesIO(content))
+    return target.getvalue()
+
+
+RECORDINGS = {
+    "7_theo_0.wav": _wave([1, -2, 3]),
+    "0_theo_12.wav": _wave([-32768, 32767]),
+    "0_lucas_4.wav": _wave([]),
+}
+
+
+def test_spoken_digits(monkeypatch):
+    packed = files.repack(_tar({f"recordings/{n}": c for n, c in RECORDINGS.items()}), "recordings/*.wav")
+    monkeypatch.setattr("vinb.data.loaders.read", lambda name: {"recordings.tar": packed})
+    spoken = data.load_fsdd()
+    assert [w.tolist() for w in spoken.waves] == [[], [-32768, 32767], [1, -2, 3]]
+    assert spoken.digits.tolist() == [0, 0, 7]
+    assert spoken.takes.tolist() == [4, 12, 0]
+    assert spoken.speakers == ["lucas", "theo", "theo"]
+    assert spoken.rate == 8000
+    assert repr(spoken) == "SpokenDigits(3 recordings by 2 speakers, 0 s, 8000 Hz)"
+    assert not any(a.flags.writeable for a in (*spoken.waves, spoken.digits, spoken.takes))
+
+
+def test_an_archive_counts_by_its_members(places, monkeypatch):
+    """Whatever else a server packs with them, when, in which order and below which folder."""
+    one = _tar({f"recordings/{n}": c for n, c in RECORDINGS.items()}, mtime=5, uname="a", mode=0o600)
+    other = _tar(
+        {f"set-1.0/recordings/{n}": c for n, c in reversed(RECORDINGS.items())}
+        | {"set-1.0/README.md": b"text", "set-1.0/recordings/notes.txt": b"text"}
+    )
+    packed = files.repack(one, "recordings/*.wav")
+    file = registry.File(
+        "recordings.tar", hashlib.sha256(packed).hexdigest(), len(packed), members="recordings/*.wav"
+    )
+    toy = dataclasses.replace(registry.DATASETS["toy"], files=(file,))
+    _register(monkeypatch, toy)
+    for content in (one, gzip.compress(one), gzip.compress(other), packed):
+        _put(places / "given", content, "recordings.tar")
+        assert data.verify("toy") == {"recordings.tar": file.sha256}
+        assert files.read("toy") == {"recordings.tar": packed}
+    fewer = _tar({"recordings/7_theo_0.wav": RECORDINGS["7_theo_0.wav"]})
+    changed = other.replace(RECORDINGS["7_theo_0.wav"], _wave([1, -2, 4]))
+    for content, found in (
+        (fewer, "sha256"),
+        (changed, f"{len(packed)} bytes with sha256"),
+        (one[:700], "no whole tar archive|sha256"),
+        (b"<html>not found</html>", "no whole tar archive"),
+        (gzip.compress(one)[:-20], "cut off"),
+        (gzip.compress(bytes(11 * len(packed))), "sha256"),
+    ):
+        _put(places / "given", content, "recordings.tar")
+        with pytest.raises(data.DataError, match=rf"found: .*({found})"):
+            data.verify("toy")
 
 
 def test_readme_of_data_lists_every_embedded_file_and_checksum():

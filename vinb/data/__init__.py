@@ -1,8 +1,8 @@
 """The registry of data sets: embedded, cached, or downloaded with a checksum. Importing it does not import
 jax.
 
-`DATASETS` says what there is; `load_mnist`, `load_digits`, `load_mushroom` and `load_frey_face` return arrays;
-`locate`, `verify` and `download` manage the files; `binarize` and `binarize_dynamic` turn grey levels into the zeros
+`DATASETS` says what there is; `load_mnist`, `load_digits`, `load_mushroom`, `load_fsdd` and `load_frey_face` return
+arrays; `locate`, `verify` and `download` manage the files; `binarize` and `binarize_dynamic` turn grey levels into the zeros
 and ones a Bernoulli model needs.
 """
 
@@ -12,8 +12,10 @@ from vinb.data.loaders import (
     FreyFace,
     LabelledImages,
     Mushrooms,
+    SpokenDigits,
     load_digits,
     load_frey_face,
+    load_fsdd,
     load_mnist,
     load_mushroom,
 )
@@ -27,12 +29,14 @@ __all__ = [
     "FreyFace",
     "LabelledImages",
     "Mushrooms",
+    "SpokenDigits",
     "binarize",
     "binarize_dynamic",
     "describe",
     "download",
     "load_digits",
     "load_frey_face",
+    "load_fsdd",
     "load_mnist",
     "load_mushroom",
     "locate",

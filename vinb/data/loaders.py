@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import tarfile
+import wave
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -16,7 +18,7 @@ from vinb.data.files import DataError, read
 from vinb.data.registry import DATASETS
 
 if TYPE_CHECKING:  # annotations only
-    from jaxtyping import Bool, UInt8
+    from jaxtyping import Bool, Int16, UInt8
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -65,6 +67,23 @@ class Mushrooms:
 
     def __repr__(self) -> str:
         return f"Mushrooms({len(self.edible)}, {int(self.edible.sum())} edible, {self.features.shape[1]} columns)"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class SpokenDigits:
+    """Recordings of spoken digits: ``waves``, read-only, each of its own length, ``rate`` samples per second; the
+    ``digits`` spoken, ``speakers`` and ``takes``, one per recording. Takes 0 to 4 are the test part."""
+
+    waves: list[Int16[np.ndarray, " samples"]]
+    digits: UInt8[np.ndarray, " recordings"]
+    speakers: list[str]
+    takes: UInt8[np.ndarray, " recordings"]
+    rate: int
+    checksums: dict[str, str]
+
+    def __repr__(self) -> str:
+        seconds = sum(map(len, self.waves)) / self.rate
+        return f"SpokenDigits({len(self.waves)} recordings by {len(set(self.speakers))} speakers, {seconds:.0f} s, {self.rate} Hz)"
 
 
 def load_mnist() -> LabelledImages:
@@ -116,6 +135,26 @@ def load_mushroom() -> Mushrooms:
     features.flags.writeable = edible.flags.writeable = False
     levels = [(k - 1, str(level)) for k, level in columns]
     return Mushrooms(features, edible, levels, _checksums("uci-mushroom"))
+
+
+def load_fsdd() -> SpokenDigits:
+    """The Free Spoken Digit Dataset: 3,000 recordings, of ten digits by six speakers, 50 takes each, at 8 kHz.
+
+    Raises:
+        DataError: as `load_mnist` does.
+    """
+    waves, labels, rates = [], [], set()
+    with tarfile.open(fileobj=io.BytesIO(read("fsdd")["recordings.tar"]), mode="r:") as archive:
+        for entry in archive:
+            with wave.open(archive.extractfile(entry)) as recording:
+                rates.add((recording.getframerate(), recording.getnchannels(), recording.getsampwidth()))
+                waves.append(np.frombuffer(recording.readframes(recording.getnframes()), "<i2"))
+            labels.append(Path(entry.name).stem.split("_"))
+    ((rate, _, _),) = rates  # the content was verified: all alike
+    digits, speakers, takes = zip(*labels, strict=True)
+    digits, takes = np.array(digits, np.uint8), np.array(takes, np.uint8)
+    digits.flags.writeable = takes.flags.writeable = False
+    return SpokenDigits(waves, digits, list(speakers), takes, rate, _checksums("fsdd"))
 
 
 def load_frey_face(path: str | PathLike[str]) -> FreyFace:

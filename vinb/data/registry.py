@@ -10,13 +10,16 @@ class File:
 
     ``sha256`` and ``size`` (bytes) are of the decompressed content, because gzip copies of one file differ in
     their bytes. On disk the file may lie compressed (``<name>.gz``) or not (``<name>``). ``urls`` are tried in
-    order; https only.
+    order; https only. ``members``, of a tar archive: a pattern for folder and name of the files that count. The
+    content is then an archive of these alone (`vinb.data.files.repack`), because what else is in one, and when it was
+    packed, differs between sources.
     """
 
     name: str
     sha256: str
     size: int
     urls: tuple[str, ...] = ()
+    members: str | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,37 @@ _MUSHROOM = Dataset(
     embeddable=False,
 )
 
-DATASETS = MappingProxyType({dataset.name: dataset for dataset in (_MNIST, _DIGITS, _FREY_FACE, _MUSHROOM)})
+_FSDD = Dataset(
+    name="fsdd",
+    title="Free Spoken Digit Dataset",
+    files=(
+        File(
+            "recordings.tar",
+            "9cbd40a399fee10d4611dc8ffe6de219695fd804a62dfb43373f183715b43877",
+            23_429_120,
+            (
+                "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/26eb9aaf76e81b692f806f9140c2d2777410d7a1.tar.gz",
+                "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz",
+            ),
+            members="recordings/*.wav",
+        ),
+    ),
+    licence="CC BY-SA 4.0",
+    citation="""@misc{jackson2018fsdd,
+  title = {Free Spoken Digit Dataset},
+  author = {Jackson, Zohar and others},
+  howpublished = {https://github.com/Jakobovski/free-spoken-digit-dataset},
+  year = {2018}
+}""",
+    source="Z. Jackson and contributors, https://github.com/Jakobovski/free-spoken-digit-dataset",
+    contents="3,000 recordings of ten digits in English by six speakers, 50 takes each, at 8 kHz; takes 0 to 4 are "
+    "the test part",
+    embeddable=False,
+)
+
+DATASETS = MappingProxyType(
+    {dataset.name: dataset for dataset in (_MNIST, _DIGITS, _FREY_FACE, _MUSHROOM, _FSDD)}
+)
 """All data sets by name (read-only)."""
 
 

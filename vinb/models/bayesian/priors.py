@@ -85,40 +85,49 @@ def _float_or_none(value):
     return None if value is None else float(value)
 
 
-class EmpiricalNormal(Prior):
+class _Empirical(Prior):
+    loc: float | None = eqx.field(static=True, converter=_float_or_none, default=None)
+    scale: float | None = eqx.field(static=True, converter=_float_or_none, default=None)
+
+    def __check_init__(self):
+        if self.scale is not None:
+            _positive(scale=self.scale)
+
+
+class EmpiricalNormal(_Empirical):
     """The normal prior that makes the complexity least, given the posteriors (graves2011practical, equation 15). Weights that
     were pruned do not count.
 
     Args:
         loc: its mean if that is fixed; None to fit it too.
+        scale: its standard deviation likewise.
     """
-
-    loc: float | None = eqx.field(static=True, converter=_float_or_none, default=None)
 
     def distribution(self, posteriors):
         mean, variance = (_join([getattr(p, name) for p in posteriors]) for name in ("mean", "variance"))
         kept = _kept(posteriors)
         loc = jnp.mean(mean, where=kept) if self.loc is None else self.loc
-        return dist.Normal(
-            *stop_gradient((loc, jnp.sqrt(jnp.mean(variance + (mean - loc) ** 2, where=kept))))
-        )
+        scale = self.scale
+        if scale is None:
+            scale = jnp.sqrt(jnp.mean(variance + (mean - loc) ** 2, where=kept))
+        return dist.Normal(*stop_gradient((loc, scale)))
 
 
-class EmpiricalLaplace(Prior):
+class EmpiricalLaplace(_Empirical):
     """The Laplace prior that makes the complexity of points least (graves2011practical, section 5.1): median, mean deviation
     from it. Weights that were pruned do not count.
 
     Args:
         loc: its mean if that is fixed; None to fit it too.
+        scale: its mean absolute deviation likewise.
     """
-
-    loc: float | None = eqx.field(static=True, converter=_float_or_none, default=None)
 
     def distribution(self, posteriors):
         mean = _join([p.mean for p in posteriors])
         kept = _kept(posteriors)
         loc = jnp.nanmedian(jnp.where(kept, mean, jnp.nan)) if self.loc is None else self.loc
-        return dist.Laplace(*stop_gradient((loc, jnp.mean(jnp.abs(mean - loc), where=kept))))
+        scale = jnp.mean(jnp.abs(mean - loc), where=kept) if self.scale is None else self.scale
+        return dist.Laplace(*stop_gradient((loc, scale)))
 
 
 class LearnedNormal(Prior):
