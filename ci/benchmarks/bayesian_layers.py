@@ -22,7 +22,8 @@ from vinb.models.bayesian import BayesianDense, mean_weights
 STEP_SIZE = 1e-6
 DETERMINISTIC, BY_HAND = "deterministic", "hand-written-local"
 MODES = ("shared", "flipout", "local")
-WORK = 1.02  # FLOPs and temp bytes of `local` over the hand-written ones, at most
+# Of `local` over the hand-written ones, at most. At some widths XLA keeps one more array of the weights' size.
+WORK = {"flops": 1.02, "temp_bytes": 1.2}
 
 
 def local_by_hand(params, key, x):
@@ -122,8 +123,8 @@ def compare(options, width, batch):
         )
     for what in ("flops", "temp_bytes"):
         mine, theirs = getattr(local, what), getattr(by_hand, what)
-        if mine is not None and theirs and mine > WORK * theirs + 2**16:  # alignment, in a small layer
-            problems.append(f"{case}: {what} of local, {mine:,.0f}, are over {WORK} times {theirs:,.0f}")
+        if mine is not None and theirs and mine > WORK[what] * theirs + 2**16:  # alignment, in a small layer
+            problems.append(f"{case}: {what} of local, {mine:,.0f}, are over {WORK[what]} times {theirs:,.0f}")
     rows = [result.row() for name, result in results.items() if "A/A" not in name]
     return rows + ([slow["separate"].row()] if slow else []), problems
 

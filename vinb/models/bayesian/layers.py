@@ -36,10 +36,17 @@ _COPIES = (
 )
 
 
+@jax.custom_jvp
 def _root(variance):
-    """Whose derivative at zero is zero, not infinite."""
-    positive = variance > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
+    """The square root, whose derivative at zero is zero, not infinite."""
+    return jnp.sqrt(jnp.maximum(variance, 0.0))
+
+
+@_root.defjvp
+def _root_jvp(primals, tangents):
+    root = _root(*primals)  # all that a gradient has to keep
+    positive = root > 0
+    return root, tangents[0] * jnp.where(positive, 0.5 / jnp.where(positive, root, 1.0), 0.0)
 
 
 class _Affine(eqx.Module):
