@@ -117,6 +117,16 @@ def test_mushrooms(monkeypatch):
     assert repr(mushrooms) == "Mushrooms(3, 2 edible, 6 columns)"
 
 
+def test_well_log(monkeypatch):
+    monkeypatch.setattr(
+        "vinb.data.loaders.read", lambda name: {"well_log.txt": b"1.3353060e+05\n1.3371910e+05\n"}
+    )
+    found = data.load_well_log()
+    assert found.values.tolist() == [133530.6, 133719.1]
+    assert not found.values.flags.writeable
+    assert repr(found) == "WellLog(2 measurements)"
+
+
 def _wave(samples):
     target = io.BytesIO()
     with wave.open(target, "wb") as recording:

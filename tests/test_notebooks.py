@@ -64,7 +64,15 @@ def test_no_claim_failed_and_metrics_are_as_expected(first_run):
     assert not odd, f"metric: (now, expected) {odd}; {hint}"
 
 
-@each_notebook
+# Every run repeats one notebook; all of them, when the exhaustive tests run.
+@pytest.mark.parametrize(
+    "first_run",
+    [
+        name if name == "vae" else pytest.param(name, marks=pytest.mark.exhaustive)
+        for name in sorted(NOTEBOOKS)
+    ],
+    indirect=True,
+)
 def test_the_same_seed_gives_the_same_result(first_run, tmp_path):
     name, record = first_run
     again = smoke_run(NOTEBOOKS[name], tmp_path / "again")

@@ -124,7 +124,9 @@ def compare(options, width, batch):
     for what in ("flops", "temp_bytes"):
         mine, theirs = getattr(local, what), getattr(by_hand, what)
         if mine is not None and theirs and mine > WORK[what] * theirs + 2**16:  # alignment, in a small layer
-            problems.append(f"{case}: {what} of local, {mine:,.0f}, are over {WORK[what]} times {theirs:,.0f}")
+            problems.append(
+                f"{case}: {what} of local, {mine:,.0f}, are over {WORK[what]} times {theirs:,.0f}"
+            )
     rows = [result.row() for name, result in results.items() if "A/A" not in name]
     return rows + ([slow["separate"].row()] if slow else []), problems
 

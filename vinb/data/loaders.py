@@ -18,7 +18,7 @@ from vinb.data.files import DataError, read
 from vinb.data.registry import DATASETS
 
 if TYPE_CHECKING:  # annotations only
-    from jaxtyping import Bool, Int16, UInt8
+    from jaxtyping import Bool, Float64, Int16, UInt8
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -84,6 +84,17 @@ class SpokenDigits:
     def __repr__(self) -> str:
         seconds = sum(map(len, self.waves)) / self.rate
         return f"SpokenDigits({len(self.waves)} recordings by {len(set(self.speakers))} speakers, {seconds:.0f} s, {self.rate} Hz)"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class WellLog:
+    """The well log: ``values``, read-only, in the order in which they were measured."""
+
+    values: Float64[np.ndarray, " measurements"]
+    checksums: dict[str, str]
+
+    def __repr__(self) -> str:
+        return f"WellLog({len(self.values):,} measurements)"
 
 
 def load_mnist() -> LabelledImages:
@@ -155,6 +166,17 @@ def load_fsdd() -> SpokenDigits:
     digits, takes = np.array(digits, np.uint8), np.array(takes, np.uint8)
     digits.flags.writeable = takes.flags.writeable = False
     return SpokenDigits(waves, digits, list(speakers), takes, rate, _checksums("fsdd"))
+
+
+def load_well_log() -> WellLog:
+    """The well log: 4,050 measurements of nuclear magnetic response.
+
+    Raises:
+        DataError: as `load_mnist` does.
+    """
+    values = np.loadtxt(io.StringIO(read("well-log")["well_log.txt"].decode("ascii")))
+    values.flags.writeable = False
+    return WellLog(values, _checksums("well-log"))
 
 
 def load_frey_face(path: str | PathLike[str]) -> FreyFace:

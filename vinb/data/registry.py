@@ -187,8 +187,33 @@ _FSDD = Dataset(
     embeddable=False,
 )
 
+_WELL_LOG = Dataset(
+    name="well-log",
+    title="Well log",
+    files=(
+        File(
+            "well_log.txt",
+            "cd2a1be7dd895e92e28f00cc522d8c2721b67208ecb6ef942547b797d6dccb7a",
+            56_700,
+            (
+                "https://raw.githubusercontent.com/alan-turing-institute/TCPD/master/datasets/well_log/well_log.txt",
+            ),
+        ),
+    ),
+    licence="MIT, as carried by the Turing Change Point Dataset",
+    citation="""@book{oruanaidh1996numerical,
+  title = {Numerical Bayesian Methods Applied to Signal Processing},
+  author = {{\'O} Ruanaidh, Joseph J. K. and Fitzgerald, William J.},
+  publisher = {Springer},
+  year = {1996}
+}""",
+    source="J. J. K. O Ruanaidh and W. J. Fitzgerald, as carried by the Turing Change Point Dataset",
+    contents="4,050 measurements of nuclear magnetic response made while drilling a well",
+    embeddable=False,
+)
+
 DATASETS = MappingProxyType(
-    {dataset.name: dataset for dataset in (_MNIST, _DIGITS, _FREY_FACE, _MUSHROOM, _FSDD)}
+    {dataset.name: dataset for dataset in (_MNIST, _DIGITS, _FREY_FACE, _MUSHROOM, _FSDD, _WELL_LOG)}
 )
 """All data sets by name (read-only)."""
 
