@@ -291,6 +291,7 @@ def test_shares_of_minibatches_sum_to_one(scheme, number):
     shares = kl_weights(number, scheme)
     assert np.isfinite(shares).all()
     assert float(shares.sum()) == pytest.approx(1.0, abs=1e-6)
+    np.testing.assert_allclose(kl_weights(number, scheme, temperature=0.1), 0.1 * shares, rtol=1e-6, atol=1e-30)
     if scheme == "geometric":
         np.testing.assert_allclose(shares[:-1][:20] / shares[1:][:20], 2.0, rtol=1e-6)
 
@@ -314,6 +315,7 @@ def test_warm_up_rises_to_one():
         (lambda: ScaleMixturePrior(1.5, 1.0, 0.1), ValueError, "wide_share must lie between 0 and 1"),
         (lambda: kl_weights(0), ValueError, "num_batches must be at least 1"),
         (lambda: kl_weights(3, "harmonic"), ValueError, "scheme must be"),
+        (lambda: kl_weights(3, temperature=-1), ValueError, "temperature must not be negative, got -1"),
         (lambda: warm_up(0, 0), ValueError, "num_steps must be at least 1"),
         (lambda: LogUniformPrior().distribution([]).sample(KEY), NotImplementedError, "cannot be sampled"),
     ],

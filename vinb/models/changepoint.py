@@ -24,6 +24,7 @@ import numpyro.distributions as dist
 import scipy.special
 from jaxtyping import Array, Float, Int
 from numpyro.distributions import constraints
+from numpyro.distributions.util import validate_sample
 
 _NEVER = -1e30
 
@@ -199,12 +200,8 @@ def sample(
     """
     terms = _terms(log_densities, log_weights, log_stay)
     alpha, _ = _forward(terms)
-    moved = alpha[:-1, :-1] + terms.move
-    stayed = alpha[:-1, 1:] + terms.stay[:, 1:]
-    log_odds = jnp.concatenate(
-        [jnp.full((len(moved), 1), -jnp.inf), moved - stayed], -1
-    )  # of having moved into k at t
-    uniform = jax.random.uniform(key, (num_samples, len(moved)), log_odds.dtype)
+    log_odds = _log_odds(terms, alpha)
+    uniform = jax.random.uniform(key, (num_samples, len(log_odds)), log_odds.dtype)
     begun = jax.vmap(lambda u: _backwards(jnp.log(u) - jnp.log1p(-u), log_odds))(uniform)
     return jax.vmap(lambda b: _times(b, terms.move.shape[1]))(begun)
 
@@ -222,11 +219,15 @@ def most_probable(
     """
     terms = _terms(log_densities, log_weights, log_stay)
     alpha, norms = _forward(terms, jnp.maximum)
-    moved = alpha[:-1, :-1] + terms.move
-    stayed = alpha[:-1, 1:] + terms.stay[:, 1:]
-    gain = jnp.concatenate([jnp.full((len(moved), 1), -jnp.inf), moved - stayed], -1)
-    begun = _backwards(jnp.zeros(len(moved)), gain)
+    gain = _log_odds(terms, alpha)
+    begun = _backwards(jnp.zeros(len(gain)), gain)
     return _times(begun, terms.move.shape[1]), _possible(jnp.sum(norms) + alpha[-1, -1])
+
+
+def _log_odds(terms, alpha):
+    """Of having moved into segment k at step t rather than having been in it, ``[n - 1, m + 1]``."""
+    moved, stayed = alpha[:-1, :-1] + terms.move, alpha[:-1, 1:] + terms.stay[:, 1:]
+    return jnp.concatenate([jnp.full((len(moved), 1), -jnp.inf), moved - stayed], -1)
 
 
 def _backwards(threshold, gain):
@@ -291,50 +292,49 @@ class ChangepointSeries(dist.Distribution):
         value = jnp.asarray(value)
         return self.components.log_prob(jnp.expand_dims(value, value.ndim - len(self.components.event_shape)))
 
-    def _over_batch(self, function, value):
+    @property
+    def _weights(self):
+        return {"log_weights": self.log_weights, "log_stay": self.log_stay}
+
+    def _log_normalizer(self):
+        return log_normalizer(self.steps, self.components.batch_shape[-1] - 1, **self._weights)
+
+    def _each(self, function, value, *more):
+        """``function(densities, *more, **weights)`` of each series of a batch; ``more`` has a row for each."""
         densities = self.log_densities(value)
         lead = densities.shape[:-2]
-        results = jax.vmap(function)(densities.reshape(-1, *densities.shape[-2:]))
+        flat = densities.reshape(-1, *densities.shape[-2:])
+        results = jax.vmap(lambda *arguments: function(*arguments, **self._weights))(flat, *more)
         return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), results)
 
+    @validate_sample
     def log_prob(self, value):
-        weights = {"log_weights": self.log_weights, "log_stay": self.log_stay}
-        changepoints = self.components.batch_shape[-1] - 1
-        total = self._over_batch(lambda densities: log_marginal(densities, **weights), value)
-        return total - log_normalizer(self.steps, changepoints, **weights)
+        return self._each(log_marginal, value) - self._log_normalizer()
 
     def posterior(self, value) -> ChangepointPosterior:
         """Probabilities of segments and changepoints given a series, see :func:`posterior`; batches lead."""
-        return self._over_batch(lambda d: posterior(d, self.log_weights, log_stay=self.log_stay), value)
+        return self._each(posterior, value)
 
     def most_probable(self, value):
         """The most probable placement given a series, ``[..., m]``, and its log probability joint with the series."""
-        placement, score = self._over_batch(
-            lambda d: most_probable(d, self.log_weights, log_stay=self.log_stay), value
-        )
-        changepoints = self.components.batch_shape[-1] - 1
-        return placement, score - log_normalizer(
-            self.steps, changepoints, self.log_weights, log_stay=self.log_stay
-        )
+        placement, score = self._each(most_probable, value)
+        return placement, score - self._log_normalizer()
 
     def sample_changepoints(
         self, key, value, num_samples: int = 1
     ) -> Int[Array, "... num_samples changepoints"]:
         """Exact draws of the changepoints given a series, see :func:`sample`."""
-        densities = self.log_densities(value)
-        lead, count = densities.shape[:-2], densities[..., 0, 0].size
-        draw = lambda k, d: sample(k, d, self.log_weights, log_stay=self.log_stay, num_samples=num_samples)  # noqa: E731
-        draws = jax.vmap(draw)(jax.random.split(key, count), densities.reshape(-1, *densities.shape[-2:]))
-        return draws.reshape(*lead, *draws.shape[1:])
+        lead = jnp.shape(value)[: jnp.ndim(value) - len(self.event_shape)]
+        keys = jax.random.split(key, math.prod(jnp.broadcast_shapes(lead, self.batch_shape)))
+        draw = lambda d, k, **weights: sample(k, d, num_samples=num_samples, **weights)  # noqa: E731
+        return self._each(draw, value, keys)
 
     def sample(self, key, sample_shape=()):
         placement_key, value_key = jax.random.split(key)
         shape = (*sample_shape, *self.batch_shape)
         segments = self.components.batch_shape[-1]
         free = jnp.zeros((self.steps, segments))
-        times = sample(
-            placement_key, free, self.log_weights, log_stay=self.log_stay, num_samples=math.prod(shape)
-        )
+        times = sample(placement_key, free, num_samples=math.prod(shape), **self._weights)
         segment = jnp.sum(jnp.arange(self.steps)[:, None] >= times[:, None, :], -1).reshape(
             *shape, self.steps
         )

@@ -235,24 +235,28 @@ def kl_log_uniform_exact(log_alpha) -> np.ndarray:
 
 
 def kl_weights(
-    num_batches: int, scheme: Literal["uniform", "geometric"] = "uniform"
+    num_batches: int, scheme: Literal["uniform", "geometric"] = "uniform", *, temperature: float = 1.0
 ) -> Float[Array, " batches"]:
-    """Each minibatch's share of the complexity, summing to one over an epoch.
+    """Each minibatch's share of the complexity, summing to ``temperature`` over an epoch.
 
     Args:
         num_batches: minibatches per epoch, at least one.
         scheme: ``"uniform"``, or ``"geometric"``: ``2^(M - i) / (2^M - 1)`` for the i-th of M (blundell2015weight, section 3.4).
+        temperature: what the complexity is multiplied by: one for the evidence bound, less for a "cold" posterior.
 
     Raises:
-        ValueError: for an unknown ``scheme`` or ``num_batches`` below one.
+        ValueError: for an unknown ``scheme``, ``num_batches`` below one or a negative ``temperature``.
     """
+    if not temperature >= 0:
+        raise ValueError(f"temperature must not be negative, got {temperature}")
     if num_batches < 1:
         raise ValueError(f"num_batches must be at least 1, got {num_batches}")
     if scheme == "uniform":
-        return jnp.full(num_batches, 1 / num_batches)
+        return jnp.full(num_batches, temperature / num_batches)
     if scheme == "geometric":
         i = np.arange(1, num_batches + 1)
-        return jnp.asarray(np.exp2(-i) / -np.expm1(-num_batches * np.log(2)), jnp.result_type(float))
+        shares = np.exp2(-i) / -np.expm1(-num_batches * np.log(2))
+        return jnp.asarray(temperature * shares, jnp.result_type(float))
     raise ValueError(f"scheme must be 'uniform' or 'geometric', got {scheme!r}")
 
 
