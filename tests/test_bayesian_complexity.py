@@ -74,6 +74,7 @@ def mixture_log_prob(w):
     )
 
 
+@pytest.mark.exhaustive
 def test_draws_of_a_scale_mixture_against_quadrature():
     prior, num = ScaleMixturePrior(0.25, 1.0, 0.1), 100_000
     draw = lambda key: complexity(NORMAL, prior, key=key).by_path[""]  # noqa: E731
@@ -291,7 +292,9 @@ def test_shares_of_minibatches_sum_to_one(scheme, number):
     shares = kl_weights(number, scheme)
     assert np.isfinite(shares).all()
     assert float(shares.sum()) == pytest.approx(1.0, abs=1e-6)
-    np.testing.assert_allclose(kl_weights(number, scheme, temperature=0.1), 0.1 * shares, rtol=1e-6, atol=1e-30)
+    np.testing.assert_allclose(
+        kl_weights(number, scheme, temperature=0.1), 0.1 * shares, rtol=1e-6, atol=1e-30
+    )
     if scheme == "geometric":
         np.testing.assert_allclose(shares[:-1][:20] / shares[1:][:20], 2.0, rtol=1e-6)
 
