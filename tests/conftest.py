@@ -12,5 +12,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**30))  # a bounded cache is a locked cache
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# glibc gives freed memory back and asks for it anew all the time while XLA compiles: a tenth of a run.
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**30))
+os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**30))
+os.environ.setdefault("MALLOC_TOP_PAD_", str(2**26))
 os.environ["VINB_PROGRESS"] = "0"
 os.environ.pop("VINB_DATA", None)  # tests pass on embedded data alone

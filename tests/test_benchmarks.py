@@ -94,6 +94,7 @@ def test_write_leaves_the_old_file_or_the_new_one(load, tmp_path):
     assert json.loads(path.read_text()) == [{"case": "a"}]
 
 
+@pytest.mark.exhaustive
 def test_vae_step_writes_its_rows(load, tmp_path, capsys):
     harness, vae_step = load("harness"), load("vae_step")
     assert vae_step.main([*SHORT, "--rounds", "1", "--json", str(tmp_path / "rows.json")]) == 0

@@ -107,6 +107,7 @@ def test_correctness_exits_by_whether_vinb_is_right(load, monkeypatch, tmp_path,
     assert json.loads(path.read_text())[0]["verdict"] == ("BIASED" if biased else "right")
 
 
+@pytest.mark.exhaustive
 def test_numpyro_and_vinb_on_the_discrete_iwelbo(load, capsys):
     correctness = load("correctness")
     correctness.main(["--cases", "discrete iwelbo", "--peers", "numpyro", "--draws", "20000"])
@@ -215,7 +216,9 @@ def small_cases(handwritten):
     }
 
 
-@pytest.mark.parametrize("kind", ["vae", "score", "mixture", "iwelbo"])
+@pytest.mark.parametrize(
+    "kind", ["vae", "score", "mixture", pytest.param("iwelbo", marks=pytest.mark.exhaustive)]
+)
 def test_vinb_and_hand_written_gradients_agree(load, kind):
     handwritten, estimators = load("handwritten"), load("estimators")
     common_jax, programs = load("common_jax"), load("programs")
@@ -268,6 +271,7 @@ def test_problems_are_of_results_and_work_never_of_times(load, work):
     assert "boom" in estimators.problems(case, {}, {}, {"vinb": "boom"}, [])[0]
 
 
+@pytest.mark.exhaustive
 def test_a_small_run_writes_rows(load, monkeypatch, tmp_path, capsys):
     estimators, handwritten = load("estimators"), load("handwritten")
     small = small_cases(handwritten)

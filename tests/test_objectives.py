@@ -89,6 +89,7 @@ def test_at_the_exact_posterior_a_and_stl_have_no_variance_and_b_has():
         assert grads(jax.random.split(jax.random.key(1), 500)).var() < 1e-20
 
 
+@pytest.mark.exhaustive
 def test_iwelbo_rises_to_the_evidence_and_starts_at_the_elbo():
     params = {"mu": jnp.array(0.0), "s": jnp.array(1.0)}  # q is the prior
     evidence = dist.Normal(0.0, np.sqrt(W**2 + S2)).log_prob(X)
@@ -110,7 +111,7 @@ def test_iwelbo_rises_to_the_evidence_and_starts_at_the_elbo():
     np.testing.assert_allclose(evidence - means[2], (ratio - 1) / 100, rtol=0.1)
 
 
-@pytest.mark.parametrize("num_particles", [2, 3])
+@pytest.mark.parametrize("num_particles", [2, pytest.param(3, marks=pytest.mark.exhaustive)])
 def test_iwelbo_value_and_gradient_equal_quadrature(num_particles):
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)
     with jax.enable_x64(True):
@@ -191,7 +192,7 @@ def test_scale_handlers_and_plates_count():
         assert m.standard_error < 0.002 * abs(expected)
 
 
-@pytest.mark.parametrize("num_particles", [1, 2])
+@pytest.mark.parametrize("num_particles", [2, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_a_scale_for_each_datum_counts_for_its_own(num_particles):
     scales, data = jnp.array([1.0, 2.0, 3.0]), jnp.array([2.0, 1.0, -1.0])
 

@@ -200,6 +200,7 @@ def test_sticking_the_landing_biases_the_importance_weighted_bound():
     assert abs(mean - right["l"]) > 20 * error
 
 
+@pytest.mark.exhaustive
 def test_doubly_reparameterised_gradients_keep_their_signal_as_particles_grow():
     # A guide that is off: at the exact posterior both vanish.
     ratios, params = [], arrays({"a": 0.0, "m": 0.2, "l": -0.2})
@@ -251,6 +252,7 @@ def test_wake_phases_equal_quadrature():
         assert_exact(measured, name, function(NORMAL, NORMAL), slopes(function, NORMAL, NORMAL), visible)
 
 
+@pytest.mark.exhaustive
 def test_wake_phi_moves_from_nothing_to_the_forward_divergence():
     nums = (1, 2, 10, 100)
     functions = {str(n): objectives.wake_phi(model, guide, num_particles=n) for n in nums}
@@ -506,6 +508,7 @@ def test_hierarchical_bounds_equal_quadrature_and_are_ordered():
     assert at["hvi, exact"] + 4.5 * doubly_error < doubly < EVIDENCE + 4.5 * doubly_error
 
 
+@pytest.mark.exhaustive
 def test_bounds_are_ordered_below_the_evidence():
     bounds = [elbo(model, guide)] + [iwelbo(model, guide, num_particles=n) for n in (2, 10, 100)]
     measured = moments(

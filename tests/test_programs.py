@@ -177,7 +177,7 @@ def test_contracts_of_normalize(num_particles):
         np.testing.assert_allclose(by_enumeration(normalize(unnormalised, importance(coin)))[2], exact)
 
 
-@pytest.mark.parametrize("proposal", [None, categories_reverse])
+@pytest.mark.parametrize("proposal", [pytest.param(None, marks=pytest.mark.exhaustive), categories_reverse])
 def test_contracts_of_a_marginal_within_a_normalize(proposal):
     # The proposal's density is only estimated, and its estimates decide which particle is returned.
     guide = marginal(categories, keep="z", proposal=proposal, num_particles=2)
@@ -247,7 +247,7 @@ def proposal(x):
 PARAMS = {"a": jnp.array(0.1), "m": jnp.array(0.3), "l": jnp.array(-0.5)}
 
 
-@pytest.mark.parametrize("num_particles", [1, 3])
+@pytest.mark.parametrize("num_particles", [3, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_the_bound_of_sir_is_the_importance_weighted_bound_draw_by_draw(num_particles):
     ours = iwelbo(target, proposal, num_particles=num_particles)
     sir = elbo(target, normalize(target, SIR(proposal, num_particles)))
@@ -261,6 +261,7 @@ def test_the_bound_of_sir_is_the_importance_weighted_bound_draw_by_draw(num_part
     assert first[0].std() > 0.01
 
 
+@pytest.mark.exhaustive
 def test_a_scored_index_has_the_same_mean_gradient():
     # Aimed at its own target the bound does not depend on the choice, which then gets no credit; at another one it does.
     def other(x):
