@@ -162,3 +162,24 @@ def test_bayesian_layers_notices_a_wrong_gradient(load, monkeypatch, capsys):
     short = ["--rounds", "1", "--width", "16", "--batch-size", "8", "--separate-rounds", "0", "--work", "1e4"]
     assert module.main(short) == 1
     assert "the gradient of local differs" in capsys.readouterr().err
+
+
+def test_changepoints_writes_its_rows_and_the_ways_agree(load, tmp_path, capsys):
+    path = tmp_path / "rows.json"
+    sizes = {
+        "steps": [200, 400],
+        "changepoints": [20, 40],
+        "fixed": [200, 3],
+        "against": [12, 3],
+        "largest": [500, 3],
+    }
+    short = [word for name, values in sizes.items() for word in (f"--{name}", *map(str, values))]
+    assert load("changepoints").main(["--json", str(path), "--rounds", "1", *short]) == 0
+    rows = json.loads(path.read_text())
+    assert {row["case"] for row in rows} == {"n=200,m=3", "n=400,m=3", "n=200,m=20", "n=200,m=40", "n=12,m=3"}
+    assert {row["system"] for row in rows} >= {"vinb", "vinb, gradient", "all placements"}
+    assert all(set(row) == KEYS and row["seconds"] > 0 for row in rows)
+    out = capsys.readouterr().out
+    assert "time grows like n^" in out
+    assert "time grows like m^" in out
+    assert "value and gradient in" in out

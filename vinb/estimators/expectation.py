@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpyro
 from jaxtyping import Array, Float
 
 from vinb.estimators.assembly import RUNS, Surrogate, baselines_of
 from vinb.estimators.baselines import LeaveOneOut
+from vinb.estimators.boundaries import surface_terms
 from vinb.estimators.checks import check_count
 from vinb.estimators.plan import Plan, as_terms, make_plan
 from vinb.estimators.run import NeedsPlan, Run
@@ -98,13 +100,29 @@ class Expectation:
             run = Run("direct", params, key, constrained=constrained)
             with run:
                 cost = as_terms(program())
-            return cost.total(), {}, run.mutables
+            value = cost.total()
+            if run.noise:
+                value += self._surface_terms(program, params, key, constrained, run)
+            return value, {}, run.mutables
         except NeedsPlan:
             pass
         plan = self._plan(params, key, args, kwargs, constrained)
         return Surrogate(plan, params, key, args, kwargs, self._bound, constrained).assemble(
             state, self.num_particles, self.has_state
         )
+
+    @staticmethod
+    def _surface_terms(program, params, key, constrained, run):
+        def cost(noise):
+            # A test of the support is no branch of the program; where it fails there is no gradient of this kind.
+            with (
+                numpyro.validation_enabled(False),
+                Run("direct", params, key, constrained=constrained, noise=noise),
+            ):
+                return as_terms(program()).total()
+
+        key_of_terms = run.key_of("/boundaries")
+        return surface_terms(cost, run.noise, key_of_terms, run.with_boundaries.num_boundaries)
 
 
 def expectation(program: Callable, *, num_particles: int = 1, has_state: bool = False) -> Expectation:

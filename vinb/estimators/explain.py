@@ -13,7 +13,7 @@ from vinb.estimators.expectation import Expectation, expectation
 from vinb.estimators.moments import moments
 from vinb.estimators.plan import Plan
 from vinb.estimators.sites import Params
-from vinb.estimators.strategies import Enumerate, MeasureValued, Strategy
+from vinb.estimators.strategies import Enumerate, MeasureValued, PathwiseWithBoundaries, Strategy
 from vinb.tables import Table
 
 
@@ -75,6 +75,8 @@ def _runs(plan, name):
         return f"x {plan.num_configurations(name)}" + (
             f", together with {len(shared)} other(s)" if shared else ""
         )
+    if isinstance(strategy, PathwiseWithBoundaries):
+        return "+ 2 without derivatives per boundary"
     if isinstance(strategy, MeasureValued):
         return f"+ {_alternatives(plan, name)} without derivatives"
     return "-"

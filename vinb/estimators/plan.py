@@ -20,8 +20,10 @@ from vinb.analysis import dependence
 from vinb.estimators.run import Run, Site
 from vinb.estimators.strategies import (
     Enumerate,
+    Inline,
     MeasureValued,
     Pathwise,
+    PathwiseWithBoundaries,
     ScoreFunction,
     Strategy,
 )
@@ -113,6 +115,7 @@ def make_plan(program: Callable, make_run: Callable[[], Run]) -> Plan:
         parents[name] = _close(direct[name], sites, parents)
     plan = Plan(sites, notes, [_close(deps, sites, parents) for deps in terms], parents)
     _choose(plan)
+    _check_boundaries(plan)
     _forget_alignment(plan)
     _colour(plan)
     return plan
@@ -186,6 +189,17 @@ def _choose(plan):
             if _conflicts(plan, name) or total == 1:
                 total *= plan.num_configurations(name)
             plan.strategies[name] = Enumerate(), "small finite support"
+
+
+def _check_boundaries(plan):
+    kinds = {name: strategy for name, (strategy, _) in plan.strategies.items()}
+    with_boundaries = [n for n, s in kinds.items() if isinstance(s, PathwiseWithBoundaries)]
+    others = [n for n, s in kinds.items() if not isinstance(s, Inline)]
+    if with_boundaries and others:
+        raise ValueError(
+            f"site {with_boundaries[0]!r} has {kinds[with_boundaries[0]]}, which needs all sites of the program to be pathwise, "
+            f"but site {others[0]!r} has {kinds[others[0]]}; use ScoreFunction() at the sites that branches depend on"
+        )
 
 
 def _too_many(plan, name):

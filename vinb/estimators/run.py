@@ -27,7 +27,7 @@ from numpyro.contrib.control_flow.scan import scan_wrapper
 from numpyro.primitives import _PYRO_STACK, Messenger
 
 from vinb.analysis import tag
-from vinb.estimators import control_flow, pathwise
+from vinb.estimators import boundaries, control_flow, pathwise
 from vinb.estimators.elements import element_log_prob, element_prob, score_log_prob, unwrap
 from vinb.estimators.sites import bijector, param_value
 from vinb.estimators.strategies import (
@@ -36,6 +36,7 @@ from vinb.estimators.strategies import (
     Inline,
     MeasureValued,
     Pathwise,
+    PathwiseWithBoundaries,
     ScoreFunction,
     Strategy,
     check_strategy,
@@ -67,12 +68,16 @@ class Site:
 class Run(Messenger):
     """The handler. ``records`` collects per site what the driver needs, ``sites`` what is static (mode ``analyse``)."""
 
-    def __init__(self, mode, params, key, *, plan=None, forced=None, alternative=None, constrained=False):
+    def __init__(
+        self, mode, params, key, *, plan=None, forced=None, alternative=None, constrained=False, noise=None
+    ):
         self.mode, self.params, self.key, self.plan = mode, params, key, plan
         # Per site: indices into the support, the value it keeps, or for the moved one a mask of the elements that move.
         self.forced = {} if forced is None else forced
         # In mode what-if: the moved site, and the number of its alternative value.
         self.alternative = alternative
+        # In mode direct: the noise of sites with boundaries, by site; and what was drawn of it, with its strategy.
+        self.given_noise, self.noise, self.with_boundaries = noise, {}, None
         self.constrained = constrained  # are params on their own supports, or unconstrained?
         self.sites, self.records, self.mutables, self.notes = {}, {}, {}, {}
         self.prefix, self.live, self.lane, self.looped, self.substituted = "", None, 0.0, False, ()
@@ -190,11 +195,31 @@ class Run(Messenger):
             strategy = Pathwise() if requested is None else requested
             if not isinstance(strategy, Inline):
                 raise NeedsPlan
-            msg["value"] = strategy.draw(fn, self.key_of(identity), shape)
+            if isinstance(strategy, PathwiseWithBoundaries):
+                msg["value"] = self._draw_from_noise(fn, strategy, identity, shape)
+            else:
+                msg["value"] = strategy.draw(fn, self.key_of(identity), shape)
         elif self.mode == "analyse":
             msg["value"] = self._mark(msg, identity, requested)
         else:
             msg["value"] = self._draw_planned(msg, identity, shape)
+
+    def _draw_from_noise(self, fn, strategy, identity, shape):
+        if self.prefix:
+            raise ValueError(
+                f"site {identity!r} is inside a scan, a cond or a frame of vinb.programs, where {strategy} is not possible; write "
+                "the loop or the branch out in Python, or use ScoreFunction()"
+            )
+        if self.with_boundaries not in (None, strategy):
+            raise ValueError(
+                f"site {identity!r} has {strategy!r}, and a site before it {self.with_boundaries!r}: give all sites the same"
+            )
+        self.with_boundaries = strategy
+        if self.given_noise is None:
+            self.noise[identity] = boundaries.noise_of(fn, self.key_of(identity), shape)
+        else:
+            self.noise[identity] = self.given_noise[identity]
+        return boundaries.push(fn, self.noise[identity], shape)
 
     def _mark(self, msg, identity, requested):
         fn, base = msg["fn"], unwrap(msg["fn"])

@@ -11,7 +11,8 @@ from numpyro.contrib.control_flow.scan import scan_wrapper
 from numpyro.distributions import Delta, Distribution, TransformedDistribution, constraints
 from numpyro.primitives import Messenger
 
-from vinb.estimators import measure_valued, pathwise, relaxations
+from vinb.estimators import boundaries, measure_valued, pathwise, relaxations
+from vinb.estimators.checks import check_count
 from vinb.estimators.elements import unwrap
 
 
@@ -57,6 +58,38 @@ class Pathwise(Inline):
 
     def draw(self, fn, key, sample_shape):
         return pathwise.sample(fn, key, sample_shape)
+
+
+@dataclass(frozen=True)
+class PathwiseWithBoundaries(Inline):
+    """``Pathwise`` for costs that jump, plus what it loses there: an integral over each boundary (lee2018reparamnondiff).
+
+    For sites made of Gaussian noise (normals of any covariance, affine transformations of them), in programs whose branches
+    compare values that are affine in these draws, directly or through linear layers. The boundaries are found in the
+    program itself, in ``jnp.where``, comparisons, ``sign``, ``lax.cond`` and loops; a branch of another kind is refused with
+    its line. All sites of the program must be pathwise. Each boundary takes two runs of the program without derivatives.
+
+    Args:
+        num_boundaries: boundaries drawn at random for each estimate (with replacement); None takes all. Few of many make
+            the gradient heavy-tailed. Sites with this strategy in one program must agree on it.
+
+    Conditions under which the gradient is unbiased, not checked here: away from the boundaries the cost is differentiable and
+    dominated; it is finite on both sides of each boundary.
+    """
+
+    num_boundaries: int | None = None
+
+    def __post_init__(self):
+        if self.num_boundaries is not None:
+            check_count(self.num_boundaries, "num_boundaries")
+
+    def refusal(self, fn):
+        if boundaries.is_gaussian(fn):
+            return None
+        return f"whose draws are no function of Gaussian noise that {self} knows; use {_instead(fn)}"
+
+    def draw(self, fn, key, sample_shape):
+        return boundaries.push(fn, boundaries.noise_of(fn, key, sample_shape), sample_shape)
 
 
 @dataclass(frozen=True)
@@ -272,6 +305,14 @@ def check_strategy(name: str, strategy: Any) -> None:
             f"the strategy of site {name!r} is the class {strategy.__name__}; pass {strategy.__name__}()"
         )
     if not isinstance(strategy, Strategy):
-        known = (Pathwise, ScoreFunction, Enumerate, MeasureValued, StraightThrough, GumbelSoftmax)
+        known = (
+            Pathwise,
+            PathwiseWithBoundaries,
+            ScoreFunction,
+            Enumerate,
+            MeasureValued,
+            StraightThrough,
+            GumbelSoftmax,
+        )
         names = ", ".join(f"{c.__name__}()" for c in known)
         raise TypeError(f"the strategy of site {name!r} is {strategy!r}; pass one of {names}")
