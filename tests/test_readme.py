@@ -157,6 +157,9 @@ for automatic in (AutoMultivariateNormal(model), AutoNormal(model)):
     numpyro.handlers.seed(automatic, key)(x, y)
     trace(automatic)
 
+# The gradient across a jump is -10.5 times the standard normal density at 0.
+assert abs(slope["theta"] + 10.5 / np.sqrt(2 * np.pi)) < 1e-4
+
 # The rule for the Laplace distribution is right.
 assert abs(measured.mean["m"] - np.exp(-0.5) / 2) < 5 * measured.standard_error["m"] < 0.1
 """
