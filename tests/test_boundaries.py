@@ -389,6 +389,9 @@ CURVED = {
     "another branch": (lambda z: jnp.where(z[1] > jnp.where(z[0] > 0, 1.0, 0.0), 1.0, 0.0), "changes with another branch"),
     "a branch between": (lambda z: jnp.where(jnp.where(z[0] > 0, z[1], 0.0) > 0.5, 1.0, 0.0), "moves with another branch"),
     "relu is zero": (lambda z: jnp.where(jax.nn.relu(z[0]) == 0, 1.0, 0.0), "'eq' at"),
+    "angle": (lambda z: jnp.arctan2(z[0], z[1]), "'atan2' at"),
+    "eight bits": (lambda z: z[0].astype(jnp.float8_e4m3fn).astype(float), "'convert_element_type' at"),
+    "eigenvectors": (lambda z: jnp.linalg.eigh(jnp.diag(z))[1][0, 0], "'eigh' at"),
     "while": (lambda z: lax.while_loop(lambda c: c < 3, lambda c: c + 1, z[0]), "'while' at"),
 }  # fmt: skip
 
@@ -405,6 +408,34 @@ def test_a_branch_that_is_not_affine_is_refused_with_its_line(name):
     with pytest.raises(NotAffine, match=message) as error:
         jax.grad(expectation(program))({}, KEY)
     assert "'z'" in str(error.value)
+
+
+def test_edges_that_coincide_for_these_parameters_only_move_apart():
+    def program():
+        z = normal("z", 0.0, 1.0)
+        edges = jnp.stack([numpyro.param("a"), numpyro.param("b")])
+        return jnp.sum(jnp.where(z > edges, jnp.array([1.0, 10.0]), 0.0)) + jnp.where(
+            -z < -numpyro.param("c"), 3.0, 0.0
+        )
+
+    slopes = jax.grad(expectation(program))(dict.fromkeys("abc", jnp.array(0.2)), KEY)
+    for name, jump in zip("abc", (1, 10, 3), strict=True):
+        np.testing.assert_allclose(slopes[name], -jump * stats.norm.pdf(0.2), rtol=1e-12)
+
+
+def test_stopped_comparisons_edges_at_infinity_and_second_derivatives():
+    params = {"m": jnp.array(0.3)}
+    stopped = expectation(
+        lambda: jnp.where(lax.stop_gradient(normal("z", numpyro.param("m"), 1.0)) > 0, 2.0, 0.0)
+    )
+    np.testing.assert_allclose(jax.grad(stopped)(params, KEY)["m"], 2 * stats.norm.pdf(0.3), rtol=1e-12)
+    edges, sizes = np.array([-np.inf, 0.0, np.inf]), np.array([1.0, 2.0, 3.0])
+    program = lambda: jnp.sum(jnp.where(normal("z", numpyro.param("m"), 1.0) > edges, sizes, 0.0))  # noqa: E731
+    np.testing.assert_allclose(
+        jax.grad(expectation(program))(params, KEY)["m"], 2 * stats.norm.pdf(0.3), rtol=1e-12
+    )
+    with pytest.raises(NotImplementedError, match="second derivatives with PathwiseWithBoundaries"):
+        jax.hessian(stopped)(params, KEY)
 
 
 def test_smooth_functions_with_comparisons_inside_are_no_branches():

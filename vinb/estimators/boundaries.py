@@ -6,7 +6,7 @@ Design notes. With Gaussian noise ``e`` and a cost ``F`` that jumps by ``J`` whe
 is normal with mean ``c`` and standard deviation ``|a|``, so that factor is its density at 0 times a mean over the noise given
 ``g = 0``: a draw projected on the hyperplane. The paper instead solves for one coordinate; projecting needs no choice of a
 coordinate, and takes correlated guides as they come. Conditions with the same hyperplane jump together: they are recognised by
-their distance at the projected draw, and one jump is shared among them.
+their distance at the projected draw, to rounding.
 """
 
 import math
@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions.distribution import ExpandedDistribution, Independent, MaskedDistribution
 
 from vinb.analysis.branches import Branches
+from vinb.estimators.surrogates import first_derivatives_only
 
 _WRAPPERS = (Independent, ExpandedDistribution, MaskedDistribution)
 
@@ -114,30 +115,42 @@ def surface_terms(
         chosen = jax.random.randint(chosen_key, (num_boundaries,), 0, branches.num)
         factor = branches.num / num_boundaries
 
-    # All but the last three lines is a constant of the gradient.
+    # Weights and draws are constants of the gradient.
     gaps, slopes = jax.linearize(lambda flat: branches.gaps(unravel(flat), frozen=True), flat)
     pull_back = jax.linear_transpose(slopes, flat)
     normals = jax.vmap(lambda c: pull_back(jax.nn.one_hot(c, branches.num, dtype=flat.dtype))[0])(chosen)
     square = jnp.sum(normals**2, 1)
-    moves = square > 0
+    moves = (square > 0) & jnp.isfinite(gaps[chosen])  # an edge at infinity is never met
+    gap = jnp.where(moves, gaps[chosen], 0.0)
     length = jnp.sqrt(jnp.where(moves, square, 1.0))
-    on_plane = flat - normals * (gaps[chosen] / length**2)[:, None]
-    mean = gaps[chosen] - normals @ flat
-    together, upward = jax.vmap(_same_plane, (0, 0, 0, 0))(
+    on_plane = flat - normals * (gap / length**2)[:, None]
+    mean = gap - normals @ flat
+    together, upward = jax.vmap(_same_plane)(
         gaps + jax.vmap(slopes)(on_plane - flat),
         jax.vmap(slopes)(normals / length[:, None]),
         on_plane,
         chosen,
     )
-    truths = jnp.stack([upward, ~upward], 1)
+    # Conditions of one hyperplane change over one after the other, in order, all in the direction in which the first becomes
+    # true: then their jumps add up to that of the group, also where they coincide for these parameters only and move apart.
+    number, here = jnp.arange(branches.num), jnp.arange(branches.num) == chosen[:, None]
+    first = jnp.take_along_axis(upward, jnp.argmax(together, 1)[:, None], 1)
+    at_upward = (number < chosen[:, None]) == first
+    truths = jnp.stack(
+        [jnp.where(at_upward | here, upward, ~upward), jnp.where(at_upward & ~here, upward, ~upward)], 1
+    )
     value = lambda flat, mask, truth: branches.value(unravel(flat), mask, truth, frozen=True)  # noqa: E731
     up, down = jax.vmap(jax.vmap(value, (None, None, 0)))(on_plane, together, truths).T
     density = jnp.exp(-0.5 * (mean / length) ** 2) / (math.sqrt(2 * math.pi) * length)
-    weights = jnp.where(moves, density * (up - down) / together.sum(1), 0.0)
+    weights = jnp.where(moves, density * (up - down), 0.0)
 
     on_plane, weights = stop_gradient((on_plane, factor * weights))
     moving = jax.vmap(lambda flat, c: branches.gaps(unravel(flat))[c])(on_plane, chosen)
-    return weights @ (moving - stop_gradient(moving))
+    moving = jnp.where(jnp.isfinite(moving), moving, 0.0)
+    return first_derivatives_only(
+        weights @ (moving - stop_gradient(moving)),
+        "second derivatives with PathwiseWithBoundaries() are not available; use ScoreFunction() for them",
+    )
 
 
 def _same_plane(gaps, slopes, on_plane, chosen):

@@ -73,8 +73,9 @@ class PathwiseWithBoundaries(Inline):
         num_boundaries: boundaries drawn at random for each estimate (with replacement); None takes all. Few of many make
             the gradient heavy-tailed. Sites with this strategy in one program must agree on it.
 
-    Conditions under which the gradient is unbiased, not checked here: away from the boundaries the cost is differentiable and
-    dominated; it is finite on both sides of each boundary.
+    Second derivatives are refused. Conditions under which the gradient is unbiased, not checked here: away from the boundaries the
+    cost is differentiable and dominated (no denominator, logarithm or power crosses zero there); it is finite on both sides of
+    each boundary.
     """
 
     num_boundaries: int | None = None
