@@ -147,7 +147,7 @@ def by_nested_cond(z):
 
 FORMS = {
     "where": lambda z: jnp.where(z @ WEIGHTS > EDGE, JUMP, 0.0),
-    "less": lambda z: jnp.where(z @ WEIGHTS > EDGE, JUMP, 0.0),
+    "less": lambda z: jnp.where(lax.lt(EDGE, z @ WEIGHTS), JUMP, 0.0),
     "not less or equal": lambda z: jnp.where(~(z @ WEIGHTS <= EDGE), JUMP, 0.0),
     "multiplied truth": lambda z: JUMP * (2 * (z @ WEIGHTS) >= 2 * EDGE),
     "sign": lambda z: JUMP / 2 * jnp.sign(z @ WEIGHTS - EDGE),
@@ -167,6 +167,7 @@ FORMS = {
     "within a scan": in_scan,
     "within jit and checkpoint": lambda z: jax.jit(jax.checkpoint(lambda z: JUMP * (z @ WEIGHTS > EDGE)))(z),
     "within vmap": lambda z: jax.vmap(lambda w: jnp.where(w @ z > EDGE, JUMP, 0.0))(jnp.asarray(WEIGHTS)[None]).sum(),
+    "beside an empty scan": lambda z: JUMP * (lax.scan(lambda c, x: (c + x, c), z @ WEIGHTS, jnp.zeros(0))[0] > EDGE),
     "indexed by a truth": lambda z: jnp.array([0.0, JUMP])[(z @ WEIGHTS > EDGE).astype(int)],
 }  # fmt: skip
 

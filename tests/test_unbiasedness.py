@@ -327,7 +327,9 @@ def a_slice():
     for strategy in ("Pathwise", "Enumerate", "MeasureValued"):
         chosen += [(strategy, n, "single") for n in STRATEGIES[strategy][1] if not used[n]]
     left = {n for n in CASES if not used[n]} - {n for _, n, _ in chosen}
-    return list(dict.fromkeys(chosen + [("ScoreFunction", n, "single") for n in sorted(left)]))
+    chosen += [("ScoreFunction", n, "single") for n in sorted(left)]
+    assert {n for _, n, _ in chosen} == set(CASES)
+    return list(dict.fromkeys(chosen))
 
 
 def check(strategy, name, context):

@@ -288,17 +288,24 @@ def _cond(eqn, inputs, forced, lines):
     if index.kind >= Kind.AFFINE:  # an integer or a boolean never is
         raise NotAffine(f"the index of 'cond' at {source_line(eqn)} moves with the noise")
     at = jnp.clip(jnp.asarray(index.array, jnp.int32), 0, len(branches) - 1)
-    results = []
-    for cases in zip(*outs, strict=True):
-        array = lax.select_n(at, *(jnp.asarray(c.array) for c in cases))
-        sites = index.sites.union(*(c.sites for c in cases))
-        kinds = {c.kind for c in cases}
-        why = next((c.why for c in cases if c.kind == Kind.CURVED), "")
-        kind = max(max(kinds), index.kind)
-        if kind == Kind.AFFINE and (index.kind == Kind.STEP or Kind.STEP in kinds):
-            kind, why = Kind.CURVED, f"it moves with another branch through 'cond' at {source_line(eqn)}"
-        results.append(Value(array, kind, sites, why))
-    return results
+    at_cases = zip(*outs, strict=True)
+    return [
+        _join(eqn, cases, lax.select_n(at, *(jnp.asarray(c.array) for c in cases)), index)
+        for cases in at_cases
+    ]
+
+
+def _join(eqn, values, array, *chosen_by) -> Value:
+    """``array``, made of ``values`` side by side, or chosen among them by another value."""
+    parts = [*values, *chosen_by]
+    kinds = {v.kind for v in parts}
+    kind, why = max(kinds), next((v.why for v in parts if v.kind == Kind.CURVED), "")
+    if kinds >= {Kind.AFFINE, Kind.STEP}:
+        kind, why = (
+            Kind.CURVED,
+            why or f"it moves with another branch through {eqn.primitive.name!r} at {source_line(eqn)}",
+        )
+    return Value(array, kind, frozenset().union(*(v.sites for v in parts)), why)
 
 
 def _scan(eqn, inputs, forced, lines):
@@ -321,15 +328,13 @@ def _scan(eqn, inputs, forced, lines):
         stacked.append(outs[num_carry:])
     if params["reverse"]:
         stacked.reverse()
-    ys = []
-    for steps in zip(*stacked, strict=True):
-        kinds = {v.kind for v in steps}
-        kind, why = max(kinds), next((v.why for v in steps if v.kind == Kind.CURVED), "")
-        if kind == Kind.AFFINE and Kind.STEP in kinds:
-            kind, why = Kind.CURVED, f"it moves with another branch in 'scan' at {source_line(eqn)}"
-        sites = frozenset().union(*(v.sites for v in steps))
-        ys.append(Value(jnp.stack([v.array for v in steps]), kind, sites, why))
-    return [*carry, *ys]
+    if length == 0:
+        empty = [jnp.zeros(v.aval.shape, v.aval.dtype) for v in eqn.outvars[num_carry:]]
+        return [*carry, *map(Value, empty)]
+    return [
+        *carry,
+        *(_join(eqn, steps, jnp.stack([v.array for v in steps])) for steps in zip(*stacked, strict=True)),
+    ]
 
 
 def _is_smooth(eqn) -> bool:
