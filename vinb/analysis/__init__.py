@@ -1,5 +1,26 @@
-"""Static analyses of programs through their jaxprs: what depends on what, and along which axes."""
+"""Static analyses of programs through their jaxprs: what depends on what, supports, smoothness, branches.
 
+Design notes. Everything here traces a program and looks at its jaxpr; nothing is drawn. ``audit`` puts the analyses together with
+measured variances, for which it needs the objectives above this room: it lives in ``vinb.audit`` and is only named here.
+"""
+
+from vinb.analysis.abstract import Level
 from vinb.analysis.dependence import dependence, tag
+from vinb.analysis.smoothness import Selection, SmoothnessReport, select_pathwise, smoothness
+from vinb.analysis.support import Finding, SupportReport, assert_support_match, support_match
+from vinb.analysis.supports import Verdict
 
-__all__ = ["dependence", "tag"]
+__all__ = [
+    "Finding",
+    "Level",
+    "Selection",
+    "SmoothnessReport",
+    "SupportReport",
+    "Verdict",
+    "assert_support_match",
+    "dependence",
+    "select_pathwise",
+    "smoothness",
+    "support_match",
+    "tag",
+]

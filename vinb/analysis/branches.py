@@ -19,7 +19,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.interpreters import partial_eval
 from jaxtyping import Array, Bool, Float
 
-from vinb.analysis.source import source_line
+from vinb.analysis.source import called_jaxpr, library_function, source_line
 
 MAX_STEPS = 1024  # of a scan that is written out
 
@@ -68,7 +68,6 @@ _CONTINUOUS = (
 )
 _ALMOST_NEVER = _words("eq ne")  # decided almost everywhere, so that nothing changes over
 _COMPARISONS = {"gt": 1.0, "ge": 1.0, "lt": -1.0, "le": -1.0}
-_CALLS = _words("jit pjit closed_call core_call remat remat2 checkpoint custom_jvp_call custom_vjp_call")
 # Functions of JAX that are smooth, and written with comparisons.
 _SMOOTH_CALLS = _words("log_ndtr ndtr _ndtr i0e i1e zeta polygamma")
 
@@ -190,8 +189,8 @@ def _outputs(eqn, inputs: list[Value], forced, lines) -> list[Value]:
     kind = max((v.kind for v in inputs), default=Kind.CONSTANT)
     if kind == Kind.CONSTANT:
         return [Value(a) for a in _bind(eqn, inputs)]
-    if name in _CALLS and not _is_smooth(eqn):
-        inner = next(p for p in params.values() if isinstance(p, (ClosedJaxpr, Jaxpr)))
+    inner = called_jaxpr(eqn)
+    if inner is not None and not _is_smooth(eqn):
         consts = inner.consts if isinstance(inner, ClosedJaxpr) else []
         return _walk(getattr(inner, "jaxpr", inner), [Value(c) for c in consts], inputs, forced, lines)
     if name == "stop_gradient":  # what is compared moves all the same, and its boundary with it
@@ -339,12 +338,7 @@ def _scan(eqn, inputs, forced, lines):
 
 def _is_smooth(eqn) -> bool:
     """Is this the call of a smooth function of JAX's own?"""
-    if eqn.primitive.name not in _CALLS:
-        return False
-    inner = next((p for p in eqn.params.values() if isinstance(p, (ClosedJaxpr, Jaxpr))), None)
-    info = getattr(getattr(inner, "jaxpr", inner), "debug_info", None)
-    where, what = str(getattr(info, "func_src_info", "")), getattr(info, "func_name", "")
-    return what in _SMOOTH_CALLS and "/jax/_src/" in where.replace("\\", "/")
+    return library_function(eqn) in _SMOOTH_CALLS
 
 
 def _names(sites) -> str:

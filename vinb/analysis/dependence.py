@@ -11,14 +11,12 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Shaped
 
 from vinb.analysis.axis_rules import AXIS_RULES
+from vinb.analysis.source import CALLS
 
 # Per tagged name, one entry per element axis: the array axis it is aligned with, or None. Inside scans -1 stands for the
 # position in the innermost loop (elements at step t depend on tagged elements with index t only), -2 for the loop around.
 Dependence = dict[str, tuple[int | None, ...]]
 
-# Primitives whose outputs are those of the one jaxpr they carry.
-_CALLS = {"jit", "pjit", "closed_call", "core_call", "call", "remat", "remat2", "checkpoint"}
-_CALLS |= {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_vmap_call"}
 # Output k is input k.
 _POSITIONAL = ("optimization_barrier", "device_put")
 
@@ -136,8 +134,8 @@ def _outputs(eqn, inputs: list[Dependence]) -> list[Dependence]:
     if name == "cond":
         branches = [_walk(_open(branch), inputs[1:]) for branch in params["branches"]]
         return [_join(_mix(inputs[0]), *outputs) for outputs in zip(*branches, strict=True)]
-    inner = _jaxprs(params)
-    if name in _CALLS and len(inner) == 1 and len(inner[0].invars) == len(inputs):
+    inner = inner_jaxprs(params)
+    if name in CALLS and len(inner) == 1 and len(inner[0].invars) == len(inputs):
         return _walk(inner[0], inputs)
     tags = _join(*map(_tags_inside, inner))
     if name in _POSITIONAL and len(inputs) == len(eqn.outvars):
@@ -205,7 +203,7 @@ def _open(jaxpr: ClosedJaxpr | Jaxpr) -> Jaxpr:
     return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
 
 
-def _jaxprs(params) -> list[Jaxpr]:
+def inner_jaxprs(params) -> list[Jaxpr]:
     leaves = jax.tree.leaves(params, is_leaf=lambda p: isinstance(p, (ClosedJaxpr, Jaxpr)))
     return [_open(leaf) for leaf in leaves if isinstance(leaf, (ClosedJaxpr, Jaxpr))]
 
@@ -215,13 +213,13 @@ def _tags_inside(jaxpr: Jaxpr) -> Dependence:
     for eqn in jaxpr.eqns:
         if eqn.primitive is _tag_p:
             found = _join(found, {eqn.params["name"]: (None,) * eqn.params["num_axes"]})
-        found = _join(found, *(_tags_inside(inner) for inner in _jaxprs(eqn.params)))
+        found = _join(found, *(_tags_inside(inner) for inner in inner_jaxprs(eqn.params)))
     return found
 
 
 def _has_state(jaxpr: Jaxpr) -> bool:
     return any(
         any(not isinstance(v.aval, jax.core.ShapedArray) for v in eqn.invars)
-        or any(_has_state(inner) for inner in _jaxprs(eqn.params))
+        or any(_has_state(inner) for inner in inner_jaxprs(eqn.params))
         for eqn in jaxpr.eqns
     )

@@ -1,0 +1,148 @@
+"""How smooth each log density of NumPyro is in its value and its arguments, and which values these may take.
+
+A distribution that is in the table is taken as smooth as the table says (continuously differentiable in every argument
+where nothing else is written), as long as each argument is proved to lie in the open domain that NumPyro declares for it. Of any other
+distribution the jaxpr of its ``log_prob`` is interpreted. Ends of a support are steps, whatever the distribution.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from numpyro.distributions import Distribution, constraints
+from numpyro.distributions.truncated import (
+    LeftTruncatedDistribution,
+    RightTruncatedDistribution,
+    TwoSidedTruncatedDistribution,
+)
+
+from vinb.analysis import intervals as iv
+from vinb.analysis.abstract import Abstract, Level, Levels, composed, join
+from vinb.analysis.interpreter import Interpreter
+from vinb.analysis.intervals import Interval
+
+TRUNCATED = (LeftTruncatedDistribution, RightTruncatedDistribution, TwoSidedTruncatedDistribution)
+DIFF, LIP, ANY = Level.DIFF, Level.LIP, Level.ANY
+_MATRIX = "the covariance of a multivariate normal is positive definite"
+
+
+class DensityCall(NamedTuple):
+    """A call of a log density. Its operands: ``arguments`` by name, the ``ends`` of the support, all arrays, the value."""
+
+    site: str
+    fn: Distribution
+    arguments: tuple[str, ...]
+    ends: tuple[str, ...]
+
+
+class Signature(NamedTuple):
+    value: Level = DIFF
+    arguments: Mapping[str, Level] = MappingProxyType({})  # those that are not DIFF
+    assumption: str = ""
+
+
+_SMOOTH, _DISCRETE = Signature(), Signature(ANY)
+
+SIGNATURES: dict[str, Signature] = {
+    **dict.fromkeys(
+        ["Normal", "LogNormal", "Exponential", "Gamma", "Beta", "BetaProportion", "Dirichlet", "Cauchy", "StudentT", "HalfNormal",
+         "HalfCauchy", "InverseGamma", "Weibull", "Gumbel", "Logistic", "Chi2", "Gompertz", "Kumaraswamy", "Levy", "VonMises",
+         "SoftLaplace", "GaussianRandomWalk", "Uniform", "LogUniform", "RelaxedBernoulliLogits"],
+        _SMOOTH,
+    ),
+    **dict.fromkeys(
+        ["BernoulliLogits", "BernoulliProbs", "CategoricalLogits", "CategoricalProbs", "OneHotCategorical", "Poisson",
+         "BinomialLogits", "BinomialProbs", "GeometricLogits", "GeometricProbs", "MultinomialLogits", "MultinomialProbs",
+         "BetaBinomial", "DirichletMultinomial", "GammaPoisson", "NegativeBinomial2", "NegativeBinomialLogits",
+         "NegativeBinomialProbs"],
+        _DISCRETE,
+    ),
+    "Laplace": Signature(LIP, {"loc": LIP}),
+    "AsymmetricLaplace": Signature(LIP, {"loc": LIP, "asymmetry": LIP}),
+    "MultivariateNormal": Signature(assumption=_MATRIX),
+    "LowRankMultivariateNormal": _SMOOTH,
+    "MultivariateStudentT": Signature(assumption=_MATRIX),
+    "Delta": Signature(ANY, {"v": ANY}),
+    "Unit": _SMOOTH,
+}  # fmt: skip
+
+
+def signature_of(fn: Distribution) -> Signature | None:
+    """None where the log density has to be looked at. A subclass made elsewhere is another distribution."""
+    # The tails are smooth in the ends and in the arguments of what is truncated.
+    cls = type(fn.base_dist) if isinstance(fn, TRUNCATED) else type(fn)
+    known = cls.__module__.startswith(("numpyro.distributions.", "vinb.distributions."))
+    return SIGNATURES.get(cls.__name__) if known else None
+
+
+def density_rule(call: DensityCall):
+    """The rule of a call of this density, for :class:`Interpreter`: operands are its arguments, its ends, its arrays, its value."""
+    signature = signature_of(call.fn)
+
+    def rule(operands: list[Abstract], interpreter: Interpreter, eqn) -> list[Abstract] | None:
+        count, num_ends = len(call.arguments), len(call.ends)
+        arguments = dict(zip(call.arguments, operands[:count], strict=True))
+        ends, value = operands[count : count + num_ends], operands[-1]
+        site = f"{type(call.fn).__name__} at site {call.site!r}"
+        parts = [composed(ANY, a.levels, f"end of the support of {site}") for a in ends]
+        parts += [domain_levels(call.fn, name, a, site) for name, a in arguments.items()]
+        values = iv.REAL
+        if signature is None:
+            (inner,) = interpreter.inside(eqn, operands)
+            parts.append(inner.levels)
+            values = inner.interval
+        else:
+            if signature.assumption and any(a.levels for a in arguments.values()):
+                interpreter.assumptions.add(signature.assumption)
+            parts += [
+                composed(signature.arguments.get(name, DIFF), a.levels, f"{name} of {site}")
+                for name, a in arguments.items()
+            ]
+            parts.append(composed(signature.value, value.levels, f"value of {site}"))
+            if "log_factor" in arguments:
+                values = arguments["log_factor"].interval
+        return [interpreter.result(eqn, operands, values, join(parts))]
+
+    return rule
+
+
+def domain_levels(fn: Distribution, name: str, argument: Abstract, site: str) -> Levels:
+    """What follows for an argument that is not proved to lie in its domain."""
+    owners = (fn, fn.base_dist) if isinstance(fn, TRUNCATED) else (fn,)
+    constraint = next(type(o).arg_constraints[name] for o in owners if name in type(o).arg_constraints)
+    if not argument.levels or in_domain(constraint, argument.interval):
+        return {}
+    return composed(
+        ANY, argument.levels, f"{name} of {site} is in {argument.interval}, not proved {_words(constraint)}"
+    )
+
+
+def in_domain(constraint, interval: Interval, *, closed: bool = False) -> bool:
+    """Is an argument with this interval under a constraint of NumPyro? In its interior, unless ``closed``; probabilities may be 0 or 1."""
+    while hasattr(constraint, "base_constraint"):
+        constraint = constraint.base_constraint
+    if constraint is constraints.simplex:
+        return interval.nonnegative if closed else interval.positive
+    if constraint is constraints.unit_interval:
+        return interval.within(iv.CLOSED_UNIT)
+    lower, upper = (_number(getattr(constraint, end, None)) for end in ("lower_bound", "upper_bound"))
+    if constraint is constraints.circular:
+        return True
+    # Counts have no interior; GreaterThanEq is the name of those that have their end.
+    closed = bool(getattr(constraint, "is_discrete", False)) or (closed and "Eq" in str(constraint))
+    above = lower is None or interval.above(lower) or (closed and interval.low >= lower)
+    return above and (upper is None or interval.below(upper) or (closed and interval.high <= upper))
+
+
+def _number(end):
+    return None if end is None else float(end)
+
+
+def _words(constraint):
+    if constraint is constraints.simplex:
+        return "to be positive"
+    while hasattr(constraint, "base_constraint"):
+        constraint = constraint.base_constraint
+    if getattr(constraint, "lower_bound", None) == 0 and getattr(constraint, "upper_bound", None) is None:
+        return "to be positive"
+    return f"to be in {constraint}"

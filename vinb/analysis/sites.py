@@ -1,0 +1,512 @@
+"""NumPyro programs as jaxprs for analysis: every parameter, draw and subsample a tagged input, every site's parts an output.
+
+Design notes. The program runs under ``jax.make_jaxpr`` with its handlers; no draw is made. Each latent site's value is a tag of
+the site's name, so that a model and its guide, traced apart, speak of the same values; a ``Delta`` site is an assignment instead. A
+site's log density is a call that the interpreter knows by name: what is written inside NumPyro's densities (clips, guards) says
+nothing of how smooth they are. A Python branch on an abstract value is taken both ways, path by path.
+"""
+
+import contextlib
+import itertools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.interpreters import partial_eval
+from numpyro import handlers
+from numpyro.contrib.control_flow.cond import cond_wrapper
+from numpyro.contrib.control_flow.scan import scan_wrapper
+from numpyro.distributions import (
+    Delta,
+    Distribution,
+    ExpandedDistribution,
+    Independent,
+    MaskedDistribution,
+    TransformedDistribution,
+    Unit,
+    constraints,
+)
+from numpyro.distributions.transforms import (
+    AffineTransform,
+    ExpTransform,
+    SigmoidTransform,
+    SoftplusTransform,
+)
+from numpyro.primitives import Messenger
+
+from vinb.analysis.dependence import inner_jaxprs, tag
+from vinb.analysis.signatures import TRUNCATED, DensityCall, signature_of
+
+try:
+    from jax._src.core import Tracer  # its __bool__ is what a Python branch calls
+except ImportError:  # pragma: no cover
+    Tracer = None
+
+_WRAPPERS = (Independent, ExpandedDistribution, MaskedDistribution)
+_DENSITY = "vinb_density_"
+
+
+def unwrap(fn: Distribution) -> Distribution:
+    """The distribution of one element: ``fn`` without ``to_event``, ``expand`` and ``mask``."""
+    while isinstance(fn, _WRAPPERS):
+        fn = fn.base_dist
+    return fn
+
+
+@dataclass
+class SiteInfo:
+    """What is static about a sample site of one path."""
+
+    name: str
+    fn: Distribution  # the distribution of one element; its arrays belong to a trace that is over
+    observed: bool
+    shape: tuple[int, ...]
+    event_dim: int
+    auxiliary: bool
+    enumerated: bool
+    scaled: bool
+    line: str
+    automatic: bool  # written by an automatic guide of NumPyro
+    hidden: bool  # masked altogether
+
+    @property
+    def assigned(self) -> bool:
+        return isinstance(self.fn, Delta) and not self.observed
+
+
+@dataclass
+class ParamInfo:
+    name: str
+    constraint: Any
+    tags: tuple[str, ...]  # one per array
+
+
+@dataclass
+class Path:
+    """One way through a program: ``jaxpr`` maps a key to ``outputs``, whose place is given by what they are."""
+
+    decisions: tuple[bool, ...]
+    sites: dict[str, SiteInfo]
+    params: dict[str, ParamInfo]
+    jaxpr: ClosedJaxpr
+    outputs: dict[tuple, int]
+    densities: dict[str, DensityCall]
+    lines: dict[int, str]  # of the branches
+    plates: dict[str, tuple[int, int]]  # size and size of the subsample
+
+
+class TooManyPaths(ValueError):
+    """A program branches on its draws more often than is looked at."""
+
+
+class Undecided(ValueError):
+    """A program needs the concrete value of something that depends on chance."""
+
+
+def trace_paths(
+    program: Callable, args: tuple = (), kwargs: dict | None = None, *, max_paths: int = 64
+) -> list[Path]:
+    """The paths of a program: one, unless Python branches on its draws or parameters.
+
+    Raises:
+        TooManyPaths: for more than ``max_paths``.
+        Undecided: where Python needs a number that depends on chance: ``int(z)``, ``range(z)``, a branch inside of ``jax.jit``.
+    """
+    pending, paths = [()], []
+    while pending:
+        decisions = pending.pop()
+        path = _trace(program, args, kwargs or {}, decisions)
+        paths.append(path)
+        if len(paths) + len(pending) > max_paths:
+            raise TooManyPaths(f"the program branches on its draws in more than {max_paths} ways")
+        # The decisions that this run made on its own, the other way.
+        for k in range(len(decisions), len(path.decisions)):
+            pending.append((*path.decisions[:k], not path.decisions[k]))
+    return [path for path in paths if not _impossible(path)]
+
+
+def _trace(program, args, kwargs, decisions) -> Path:
+    try:
+        return _traced(program, args, kwargs, decisions)
+    except _RunForReal:
+        with handlers.block(), handlers.seed(rng_seed=0):  # automatic guides make themselves ready
+            program(*args, **kwargs)
+        return _traced(program, args, kwargs, decisions, may_draw_keys=True)
+
+
+class _RunForReal(Exception):
+    """A program asks for a key: an automatic guide would keep abstract values of this run."""
+
+
+def _traced(program, args, kwargs, decisions, may_draw_keys=False) -> Path:
+    recorded: dict[str, Any] = {}
+
+    def run(key):
+        handler = _Abstracted(key, may_draw_keys)
+        with (
+            numpyro.validation_enabled(False),
+            _branching(key, decisions) as branches,
+            handlers.block(),
+            handlers.trace() as trace,
+            handler,
+        ):
+            program(*args, **kwargs)
+        densities: dict[str, DensityCall] = {}
+        sites, outputs = {}, {}
+        plates = {name: site["args"] for name, site in trace.items() if site["type"] == "plate"}
+        for name, site in trace.items():
+            if site["type"] != "sample":
+                continue
+            sites[name] = _site_info(name, site, handler)
+            outputs |= _site_outputs(name, site, densities)
+        for k, (predicate, line) in enumerate(branches.predicates):
+            outputs["branch", k] = predicate
+            recorded.setdefault("lines", {})[k] = line
+        recorded.update(
+            sites=sites, params=handler.params, densities=densities, keys=list(outputs), plates=plates
+        )
+        recorded["decisions"] = tuple(branches.made)
+        return [jnp.asarray(value) for value in outputs.values()]
+
+    try:
+        closed = jax.make_jaxpr(run)(jax.random.key(0))
+    except (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.NonConcreteBooleanIndexError,
+        jax.errors.TracerArrayConversionError,
+        jax.errors.TracerIntegerConversionError,
+    ) as error:
+        raise Undecided(
+            f"the program needs the value of something that depends on chance while it is traced: {str(error).splitlines()[0]}"
+        ) from error
+    return Path(
+        recorded["decisions"],
+        recorded["sites"],
+        recorded["params"],
+        closed,
+        {key: k for k, key in enumerate(recorded["keys"])},
+        recorded["densities"],
+        recorded.get("lines", {}),
+        recorded["plates"],
+    )
+
+
+class _Abstracted(Messenger):
+    """Give every latent site, parameter and subsample of a program an abstract value, in loops and branches too."""
+
+    def __init__(self, key, may_draw_keys):
+        self.key, self.may_draw_keys = key, may_draw_keys
+        self.params: dict[str, ParamInfo] = {}
+        self.lines, self.automatic = {}, set()
+        self.count, self.in_param = itertools.count(), False
+        super().__init__()
+
+    def process_message(self, msg):
+        kind = msg["type"]
+        if kind == "sample":
+            self._sample(msg)
+        elif kind == "param" and msg["value"] is None:
+            msg["value"] = self._param(msg)
+        elif kind == "plate" and msg["value"] is None:
+            size, subsample = msg["args"]
+            msg["value"] = tag(jnp.zeros(subsample, int), f"/plate/{msg['name']}/{size}", 0)
+        elif kind == "prng_key" and msg["value"] is None:
+            if not (self.may_draw_keys or self.in_param):
+                raise _RunForReal
+            msg["value"] = self._key()
+        elif kind == "control_flow":
+            bodies = (0,) if msg["fn"] is scan_wrapper else (1, 2) if msg["fn"] is cond_wrapper else ()
+            msg["args"] = tuple(_Within(self, a) if k in bodies else a for k, a in enumerate(msg["args"]))
+
+    def _key(self):
+        return jax.random.fold_in(self.key, next(self.count))
+
+    def _sample(self, msg):
+        name = msg["name"]
+        self.lines[name], automatic = _user_line()
+        if automatic:
+            self.automatic.add(name)
+        if msg["value"] is not None:
+            return
+        fn, shape = msg["fn"], msg["kwargs"]["sample_shape"]
+        draw = lambda key: fn.sample(key, sample_shape=shape)  # noqa: E731
+        if isinstance(unwrap(fn), Delta):
+            msg["value"] = draw(self.key)
+            return
+        aval = jax.eval_shape(draw, self.key)
+        msg["value"] = tag(jnp.zeros(aval.shape, aval.dtype), name, 0)
+
+    def _param(self, msg):
+        name = msg["name"]
+        self.in_param = True
+        initial = _shapes_of(lambda: msg["fn"](*msg["args"], **msg["kwargs"]))
+        self.in_param = False
+        leaves, structure = jax.tree_util.tree_flatten_with_path(initial)
+        tags = tuple(name + "".join(f"/{_step(p)}" for p in path) for path, _ in leaves)
+        self.params[name] = ParamInfo(name, msg["kwargs"].get("constraint", constraints.real), tags)
+        values = [
+            tag(jnp.zeros(leaf.shape, leaf.dtype), label, 0) if _is_numeric(leaf) else leaf
+            for label, (_, leaf) in zip(tags, leaves, strict=True)
+        ]
+        return jax.tree.unflatten(structure, values)
+
+
+def _shapes_of(make):
+    """What ``make`` returns, with shapes in place of arrays; other leaves, as a module's functions, as they are."""
+    others = []
+
+    def arrays():
+        leaves, structure = jax.tree.flatten(make())
+        others[:] = structure, [None if _is_numeric(leaf) else leaf for leaf in leaves]
+        return [jnp.asarray(leaf) for leaf in leaves if _is_numeric(leaf)]
+
+    shapes = iter(jax.eval_shape(arrays))
+    structure, kept = others
+    return structure.unflatten([next(shapes) if leaf is None else leaf for leaf in kept])
+
+
+def _step(entry):
+    return next((str(getattr(entry, a)) for a in ("key", "name", "idx") if hasattr(entry, a)), str(entry))
+
+
+def _is_numeric(leaf):
+    return hasattr(leaf, "dtype") or isinstance(leaf, int | float | complex)
+
+
+class _Within:
+    """``function`` under ``handler``, which stays entered elsewhere too."""
+
+    def __init__(self, handler, function):
+        self.handler, self.function = handler, function
+
+    def __call__(self, *args):
+        inner = _Abstracted(self.handler.key, self.handler.may_draw_keys)
+        inner.__dict__.update(self.handler.__dict__)
+        inner.fn = None
+        with inner:
+            return self.function(*args)
+
+
+_OURS = ("/numpyro/", "/jax/", "/vinb/analysis/", "/contextlib.py", "/functools.py")
+
+
+def _user_line() -> tuple[str, bool]:
+    """Where in the user's program a site stands, and whether an automatic guide has written it."""
+    frame, automatic = sys._getframe(1), False
+    while frame is not None:
+        file = frame.f_code.co_filename.replace("\\", "/")
+        automatic |= file.endswith("numpyro/infer/autoguide.py")
+        if not any(part in file for part in _OURS):
+            return f"{file.rsplit('/', 1)[-1]}:{frame.f_lineno} ({frame.f_code.co_name})", automatic
+        frame = frame.f_back
+    return "an unknown line", automatic
+
+
+def _site_info(name, site, handler) -> SiteInfo:
+    fn, infer = site["fn"], site["infer"]
+    return SiteInfo(
+        name,
+        unwrap(fn),
+        bool(site["is_observed"]),
+        jnp.shape(site["value"]),
+        fn.event_dim,
+        bool(infer.get("is_auxiliary")),
+        infer.get("enumerate") == "parallel",
+        site.get("scale") is not None,
+        handler.lines.get(name, "an unknown line"),
+        name in handler.automatic,
+        any(mask is False for mask in _masks(fn)),
+    )
+
+
+# ---- outputs
+
+
+def _site_outputs(name, site, densities) -> dict[tuple, Any]:
+    """By ``(site, what)``: its log density, its value, its distribution's arguments and ends of support, its scale and masks."""
+    fn, value = site["fn"], site["value"]
+    base, outputs = unwrap(fn), {(name, "value"): value}
+    outputs[name, "density"] = _log_density(name, fn, value, site.get("scale"), densities)
+    for argument, (array, _) in given_arguments(base).items():
+        outputs[name, "argument", argument] = array
+    for side, bound in support_ends(base).items():
+        outputs[name, side] = bound
+    if site.get("scale") is not None:
+        outputs[name, "scale"] = site["scale"]
+    for k, mask in enumerate(_masks(fn)):
+        outputs[name, "mask", k] = mask
+    return outputs
+
+
+def _masks(fn):
+    masks = []
+    while isinstance(fn, _WRAPPERS):
+        if isinstance(fn, MaskedDistribution) and fn._mask is not True:
+            masks.append(fn._mask)
+        fn = fn.base_dist
+    return masks
+
+
+def given_arguments(base: Distribution) -> dict[str, tuple[Any, Distribution]]:
+    """The arguments of a distribution that are arrays, each with the distribution that declares it."""
+    given = {}
+    for owner in (base, base.base_dist) if isinstance(base, TRUNCATED) else (base,):
+        for name in type(owner).arg_constraints:
+            array = vars(owner).get(name)
+            if array is not None and _is_numeric(array):
+                given.setdefault(name, (array, owner))
+    return given
+
+
+def support_ends(base: Distribution) -> dict[str, Any]:
+    """``lower`` and ``upper`` of the support, where it has them."""
+    if type(base) is TransformedDistribution:
+        return _transformed_ends(base)
+    try:
+        support = element_support(base)
+    except NotImplementedError:
+        return {}
+    ends = {}
+    for side in ("lower", "upper"):
+        bound = getattr(support, f"{side}_bound", None)
+        if bound is not None and _is_numeric(bound):
+            ends[side] = bound
+    return ends
+
+
+_MONOTONE = (AffineTransform, ExpTransform, SigmoidTransform, SoftplusTransform)
+
+
+def is_monotone_image(base: Distribution) -> bool:
+    """Is it made of another by increasing and decreasing functions of single numbers?"""
+    return type(base) is TransformedDistribution and all(isinstance(t, _MONOTONE) for t in base.transforms)
+
+
+def _transformed_ends(base):
+    """NumPyro's support is the last transform's codomain; these are the images of the ends."""
+    if not is_monotone_image(base) or base.event_dim:
+        return {}
+    inner = support_ends(unwrap(base.base_dist))
+    ends = [
+        jnp.asarray(inner.get(side, infinite), float)
+        for side, infinite in (("lower", -jnp.inf), ("upper", jnp.inf))
+    ]
+    for transform in base.transforms:
+        ends = [transform(end) for end in ends]
+    return {"lower": jnp.minimum(*ends), "upper": jnp.maximum(*ends)}
+
+
+def element_support(base: Distribution):
+    """The constraint on one element."""
+    support = base.support
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support
+
+
+def _log_density(name, fn, value, scale, densities):
+    if scale is not None:
+        return jnp.sum(jnp.asarray(scale)) * _log_density(name, fn, value, None, densities)
+    if isinstance(fn, MaskedDistribution):
+        if fn._mask is False:
+            return jnp.zeros(())
+        inner = _log_density(name, fn.base_dist, value, None, densities)
+        return inner if fn._mask is True else jnp.where(jnp.all(fn._mask), inner, 0.0)
+    if isinstance(fn, _WRAPPERS):
+        return _log_density(name, fn.base_dist, value, None, densities)
+    return opaque_density(name, fn, value, densities)
+
+
+def opaque_density(name: str, base: Distribution, value, densities: dict[str, DensityCall], *, total=True):
+    """``base.log_prob(value)`` as a call that the interpreter can tell from others; its sum, if ``total``."""
+    arguments, ends = given_arguments(base), support_ends(base)
+    leaves, structure = jax.tree.flatten(base)
+
+    def log_prob(arguments, ends, leaves, value):
+        if total and signature_of(base) is not None:
+            return jnp.zeros(())  # nobody looks inside
+        densities_of = structure.unflatten(leaves).log_prob(value)
+        return jnp.sum(densities_of) if total else densities_of
+
+    label = f"{_DENSITY}{len(densities)}"
+    log_prob.__name__ = log_prob.__qualname__ = label
+    densities[label] = DensityCall(name, base, tuple(arguments), tuple(ends))
+    arrays = [[array for array, _ in arguments.values()], list(ends.values()), leaves]
+    return jax.jit(log_prob)(*jax.tree.map(jnp.asarray, arrays), value)
+
+
+# ---- Python branches
+
+
+class _Branching:
+    def __init__(self, trace, decisions):
+        self.trace, self.decisions = trace, decisions
+        self.made, self.predicates = [], []
+
+    def decide(self, tracer) -> bool:
+        if tracer._trace is not self.trace:
+            raise jax.errors.TracerBoolConversionError(tracer)
+        for known, truth in zip((p for p, _ in self.predicates), self.made, strict=True):
+            if known is tracer:
+                return truth
+        k = len(self.made)
+        truth = self.decisions[k] if k < len(self.decisions) else True
+        self.made.append(truth)
+        self.predicates.append((tracer, _user_line()[0]))
+        return truth
+
+
+@contextlib.contextmanager
+def _branching(key, decisions):
+    """Let Python branch on abstract booleans as ``decisions`` say, and the way of True after them."""
+    branching = _Branching(getattr(key, "_trace", None), decisions)
+    if Tracer is None or not hasattr(Tracer, "__bool__") or branching.trace is None:  # pragma: no cover
+        yield branching  # a branch raises, as without us
+        return
+    original = Tracer.__bool__
+
+    def decide(tracer):
+        if getattr(tracer, "ndim", None) == 0 or getattr(tracer, "size", None) == 1:
+            return branching.decide(tracer)
+        return original(tracer)
+
+    Tracer.__bool__ = decide
+    try:
+        yield branching
+    finally:
+        Tracer.__bool__ = original
+
+
+def _impossible(path: Path) -> bool:
+    """Does a branch that depends on the data alone go the other way?"""
+    for k, decision in enumerate(path.decisions):
+        known = concrete(path, ("branch", k))
+        if known is not None and bool(np.all(known)) != decision:
+            return True
+    return False
+
+
+def concrete(path: Path, output: tuple) -> np.ndarray | None:
+    """The value of an output that follows from the program's arguments alone; None for one that does not."""
+    wanted = [k == path.outputs[output] for k in range(len(path.outputs))]
+    jaxpr, used = partial_eval.dce_jaxpr(path.jaxpr.jaxpr, wanted, instantiate=False)
+    if any(used) or _has_tags(jaxpr):
+        return None
+    return np.asarray(jax.jit(jaxpr_as_fun(ClosedJaxpr(jaxpr, path.jaxpr.consts)))()[0])
+
+
+def _has_tags(jaxpr):
+    return any(
+        eqn.primitive.name == "tag" or any(map(_has_tags, inner_jaxprs(eqn.params))) for eqn in jaxpr.eqns
+    )
+
+
+def is_unit(fn: Distribution) -> bool:
+    """Is it the distribution of ``numpyro.factor``?"""
+    return isinstance(fn, Unit)

@@ -1,0 +1,474 @@
+"""Can a guide draw what its model excludes? The static check of the assumption that every lower bound rests on (lee2020verifiedsvi).
+
+Design notes. The soundness claim: ``VALID`` means that for all values of the parameters under their constraints and almost every draw of
+the guide, the model's density is positive there, provided that each distribution of NumPyro has a positive density almost everywhere on
+its declared support (at arguments in their domain, which is checked), that both programs depend on nothing but their arguments,
+parameters and draws, and that numbers are real: nothing rounds to an end of a support. Ends of continuous supports are null sets and are
+ignored. It says nothing of whether the bound is finite or its gradient is what an estimator gives. ``INVALID`` is a definite
+violation, for some parameters at least.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from vinb.analysis.abstract import Abstract, Numbers
+from vinb.analysis.evaluate import Evaluated, evaluate
+from vinb.analysis.signatures import in_domain
+from vinb.analysis.sites import Path, TooManyPaths, Undecided, concrete, trace_paths
+from vinb.analysis.supports import Answer, Order, Support, Verdict, support_of, within
+from vinb.tables import Table
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, or not known to be right, at a site.
+
+    ``kind`` is one of ``support``, ``missing``, ``extra``, ``shape``, ``plate``, ``scale``, ``observation``, ``argument``, ``branch``,
+    ``error``; ``witness`` says what goes wrong where, ``line`` where the site is in the program.
+    """
+
+    site: str
+    kind: str
+    message: str
+    verdict: Verdict
+    witness: str = ""
+    line: str = ""
+
+    def __str__(self):
+        witness = f"; witness: {self.witness}" if self.witness else ""
+        line = f" at {self.line}" if self.line else ""
+        return f"{self.verdict} {self.kind} of {self.site!r}{line}: {self.message}{witness}"
+
+
+@dataclass(frozen=True)
+class SupportReport:
+    """What :func:`support_match` found.
+
+    Attributes:
+        verdict: see :class:`Verdict`.
+        findings: why, if it is not ``VALID``.
+        paths: how many ways through the model and through the guide were looked at.
+        assumptions: what ``VALID`` rests on, beyond what the module says.
+    """
+
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    paths: tuple[int, int]
+    assumptions: tuple[str, ...] = ()
+
+    def table(self) -> Table:
+        rows = [
+            (
+                f.site,
+                f.kind,
+                str(f.verdict),
+                f.message + (f" (witness: {f.witness})" if f.witness else ""),
+                f.line,
+            )
+            for f in self.findings
+        ]
+        rows = rows or [
+            (
+                "all",
+                "support",
+                "VALID",
+                "the model's density is positive at almost every draw of the guide",
+                "",
+            )
+        ]
+        caption = "; ".join([f"support match: {self.verdict}", *self.assumptions])
+        return Table(("site", "what", "verdict", "why", "where"), rows, caption=caption)
+
+    def __str__(self):
+        return str(self.table())
+
+    def _repr_html_(self):
+        return self.table()._repr_html_()
+
+
+def support_match(
+    model: Callable,
+    guide: Callable,
+    args: tuple = (),
+    kwargs: dict | None = None,
+    *,
+    enum: bool = False,
+    strict_plates: bool = True,
+    max_paths: int = 64,
+) -> SupportReport:
+    """Check that a model has a positive density wherever its guide may draw, for all values of the parameters.
+
+    Both programs are traced with abstract draws; nothing is drawn and nothing computed. For an objective that draws from the model and
+    scores the guide (inference compilation, a wake phase), pass them in exchanged roles.
+
+    Args:
+        model, guide: NumPyro programs of the same arguments.
+        args, kwargs: their arguments, with the data.
+        enum: may the guide leave out sites that the model enumerates (``infer={"enumerate": "parallel"}``)?
+        strict_plates: is a plate that only the guide has an error? Otherwise only a subsampled one is.
+        max_paths: how many ways of Python branches on draws are followed in each program.
+
+    Returns:
+        A :class:`SupportReport`; show it in a notebook.
+    """
+    numbers, traced = Numbers(), {}
+    for label, program in (("model", model), ("guide", guide)):
+        try:
+            traced[label] = trace_paths(program, args, kwargs, max_paths=max_paths)
+        except (Undecided, TooManyPaths) as error:
+            return _stopped(label, error, Verdict.UNKNOWN, "branch")
+        except Exception as error:  # whatever a user's program raises is the result
+            return _stopped(label, error, Verdict.ERROR, "error")
+    pairs = []
+    assumptions: set[str] = set()
+    for guide_path in traced["guide"]:
+        q = evaluate(guide_path, numbers)
+        for model_path in traced["model"]:
+            p = evaluate(model_path, numbers, _draws(q))
+            if not _compatible(p, q):
+                continue
+            check = _Pair(p, q, enum, strict_plates)
+            pairs.append(check.findings())
+            assumptions |= check.assumptions | p.interpreter.assumptions | q.interpreter.assumptions
+    verdict = _verdict(pairs)
+    findings = tuple(dict.fromkeys(f for found in pairs for f in found)) if verdict != Verdict.VALID else ()
+    return SupportReport(
+        verdict, findings, (len(traced["model"]), len(traced["guide"])), tuple(sorted(assumptions))
+    )
+
+
+def assert_support_match(
+    model: Callable, guide: Callable, args: tuple = (), kwargs: dict | None = None, **options
+) -> None:
+    """:func:`support_match` as an assertion.
+
+    Raises:
+        ValueError: where the verdict is not ``VALID``, with the findings.
+    """
+    report = support_match(model, guide, args, kwargs, **options)
+    if report.verdict != Verdict.VALID:
+        lines = "\n".join(f"  {finding}" for finding in report.findings)
+        raise ValueError(f"support match of model and guide: {report.verdict}\n{lines}")
+
+
+def _stopped(label, error, verdict, kind):
+    text = (str(error).splitlines() or [""])[0]
+    return SupportReport(verdict, (Finding(label, kind, f"{type(error).__name__}: {text}", verdict),), (0, 0))
+
+
+def _draws(q: Evaluated) -> dict:
+    """What the guide's sites give to the model: intervals, and the values of those that are assigned."""
+    latent = {name: site for name, site in q.path.sites.items() if not site.observed}
+    return {name: q[name, "value"] if site.assigned else q.intervals[name] for name, site in latent.items()}
+
+
+def _compatible(p: Evaluated, q: Evaluated) -> bool:
+    """May both ways be taken with the same draws?"""
+    decided: dict[int, bool] = {}
+    for result in (q, p):
+        for k, decision in enumerate(result.path.decisions):
+            value = result["branch", k]
+            if value.decided is not None and value.decided != decision:
+                return False
+            if decided.setdefault(value.number, decision) != decision:
+                return False
+    return True
+
+
+def _verdict(pairs) -> Verdict:
+    if not pairs:
+        return Verdict.UNKNOWN
+    worst = [_worst(found) for found in pairs]
+    if all(v == Verdict.VALID for v in worst):
+        return Verdict.VALID
+    return Verdict.INVALID if all(v == Verdict.INVALID for v in worst) else Verdict.UNKNOWN
+
+
+def _worst(findings) -> Verdict:
+    verdicts = {f.verdict for f in findings}
+    return next((v for v in (Verdict.INVALID, Verdict.UNKNOWN) if v in verdicts), Verdict.VALID)
+
+
+class _Pair:
+    """One way through the model beside one way through the guide."""
+
+    def __init__(self, p: Evaluated, q: Evaluated, enum: bool, strict_plates: bool):
+        self.p, self.q, self.enum, self.strict_plates = p, q, enum, strict_plates
+        self.assumptions: set[str] = set()
+        self.found: list[Finding] = []
+
+    def findings(self) -> list[Finding]:
+        model, guide = self.p.path, self.q.path
+        self._sites(model, guide)
+        self._plates(model, guide)
+        for name, site in guide.sites.items():
+            if not site.observed:
+                self._arguments(self.q, name, "guide")
+        for name, site in model.sites.items():
+            self._arguments(self.p, name, "model")
+            if site.observed:
+                self._observation(name)
+            elif name in guide.sites and not guide.sites[name].observed:
+                self._common(name)
+        return self.found
+
+    def _add(self, name, kind, answer: Answer, line):
+        if answer.verdict != Verdict.VALID:
+            self.found.append(Finding(name, kind, answer.why, answer.verdict, answer.witness, line))
+
+    def _invalid(self, name, kind, why, line):
+        self._add(name, kind, Answer(Verdict.INVALID, why), line)
+
+    def _sites(self, model: Path, guide: Path):
+        latent = {name for name, site in guide.sites.items() if not site.observed}
+        for name in sorted(latent):
+            site = guide.sites[name]
+            if name not in model.sites and not site.auxiliary:
+                self._invalid(
+                    name,
+                    "extra",
+                    "the guide draws it, the model has no such site (mark it is_auxiliary if that is meant)",
+                    site.line,
+                )
+            elif name in model.sites and model.sites[name].observed:
+                self._invalid(name, "extra", "the guide draws it, the model observes it", site.line)
+        for name, site in model.sites.items():
+            if site.observed or name in latent or (self.enum and site.enumerated):
+                continue
+            word = "observes it" if name in guide.sites else "has no such site"
+            self._invalid(
+                name,
+                "missing",
+                f"the model draws it, the guide {word}: it would be drawn from the prior",
+                site.line,
+            )
+
+    def _plates(self, model: Path, guide: Path):
+        for name, sizes in guide.plates.items():
+            if name not in model.plates:
+                if self.strict_plates or sizes[0] != sizes[1]:
+                    self._invalid(name, "plate", "only the guide has this plate", "")
+            elif model.plates[name] != sizes:
+                self._invalid(
+                    name,
+                    "plate",
+                    f"size and subsample are {sizes} in the guide and {model.plates[name]} in the model",
+                    "",
+                )
+
+    def _common(self, name):
+        model, guide = self.p.path.sites[name], self.q.path.sites[name]
+        shapes = [_without_ones(site.shape) for site in (guide, model)]
+        if shapes[0] != shapes[1]:
+            self._invalid(
+                name,
+                "shape",
+                f"its shape is {guide.shape} in the guide and {model.shape} in the model",
+                guide.line,
+            )
+        elif model.event_dim != guide.event_dim:
+            self._invalid(
+                name,
+                "shape",
+                f"its event has {guide.event_dim} axes in the guide and {model.event_dim} in the model",
+                guide.line,
+            )
+        self._scales(name, guide.line)
+        if self.p.path.sites[name].hidden:
+            return
+        if guide.assigned and guide.automatic and self._is_image(name):
+            return
+        self._add(name, "support", within(support_of(self.q, name), support_of(self.p, name)), guide.line)
+
+    def _is_image(self, name) -> bool:
+        """An automatic guide maps its own continuous draw onto the whole support, with the Jacobian in the density."""
+        value, density = self.q[name, "value"], self.q.arguments(name).get("log_density")
+        auxiliary = {n for n, site in self.q.path.sites.items() if site.auxiliary and not site.observed}
+        if density is None or not auxiliary & set(value.levels):
+            return False
+        support = support_of(self.p, name)
+        if support.kind == "interval":
+            order = Order(self.q.interpreter, self.q, self.p)
+            low, high = support.ends.get("lower"), support.ends.get("upper")
+            inside = (low is None or order.at_most(low, value)) and (
+                high is None or order.at_most(value, high)
+            )
+        else:
+            inside = bool(support.kind) and support.exact
+        if inside:
+            self.assumptions.add("automatic guides map their draws onto the supports that they saw first")
+        return inside
+
+    def _scales(self, name, line):
+        model, guide = self.p.get(name, "scale"), self.q.get(name, "scale")
+        if model is None and guide is None:
+            return
+        intervals = [a.interval if a is not None else None for a in (model, guide)]
+        points = [1.0 if i is None else i.low if i.is_point else None for i in intervals]
+        if None not in points:
+            if points[0] != points[1]:
+                self._invalid(
+                    name,
+                    "scale",
+                    f"the model scales it by {points[0]:g} and the guide by {points[1]:g}",
+                    line,
+                )
+        elif model is None or guide is None or model.number != guide.number:
+            self._add(
+                name,
+                "scale",
+                Answer(Verdict.UNKNOWN, "model and guide are not known to scale it alike"),
+                line,
+            )
+
+    def _arguments(self, result: Evaluated, name, label):
+        site = result.path.sites[name]
+        owners = (site.fn, getattr(site.fn, "base_dist", site.fn))
+        for argument, value in result.arguments(name).items():
+            constraint = next(
+                (type(o).arg_constraints[argument] for o in owners if argument in type(o).arg_constraints),
+                None,
+            )
+            if constraint is None or in_domain(constraint, value.interval, closed=True):
+                continue
+            why = f"{argument} of the {label}'s {type(site.fn).__name__} is in {value.interval}, not proved to satisfy {constraint}"
+            self._add(name, "argument", Answer(Verdict.UNKNOWN, why), site.line)
+
+    def _observation(self, name):
+        site, value = self.p.path.sites[name], self.p[name, "value"]
+        if site.hidden:
+            return
+        support = support_of(self.p, name)
+        if support.kind == "factor":
+            if not self.p.arguments(name)["log_factor"].interval.finite:
+                self._add(
+                    name,
+                    "observation",
+                    Answer(Verdict.UNKNOWN, "the factor may be minus infinity"),
+                    site.line,
+                )
+            return
+        self._add(name, "observation", _observed(self.p, name, support, value), site.line)
+
+
+def _without_ones(shape):
+    shape = tuple(shape)
+    while shape and shape[0] == 1:
+        shape = shape[1:]
+    return shape
+
+
+def _observed(p: Evaluated, name: str, support: Support, value: Abstract) -> Answer:
+    """Has what was observed a positive density, whatever was drawn before?"""
+    if support.kind == "point":
+        same = p.arguments(name)["v"].number == value.number
+        return (
+            Answer(Verdict.VALID)
+            if same
+            else Answer(Verdict.UNKNOWN, "the only value of a Delta is not known to be what was observed")
+        )
+    known = concrete(p.path, (name, "value"))
+    if not support.kind or not support.exact:
+        return Answer(Verdict.UNKNOWN, f"the support of {support} is not known")
+    if support.kind in ("interval", "integers"):
+        answer = _inside(p, name, support, value, known)
+        if answer.verdict != Verdict.VALID or support.kind == "interval":
+            return answer
+    elif known is None or not _satisfies(support, known):
+        return Answer(Verdict.UNKNOWN, f"what was observed is not known to be in the support of {support}")
+    return _observed_atoms(p, name, support, known)
+
+
+def _inside(p, name, support, value, known) -> Answer:
+    order = Order(p.interpreter, p)
+    for side, end in support.ends.items():
+        small, large = (end, value) if side == "lower" else (value, end)
+        numbers = concrete(p.path, (name, side))
+        if known is not None and numbers is not None:
+            first, second = (numbers, known) if side == "lower" else (known, numbers)
+            if np.all(first <= second):
+                continue
+            return Answer(
+                Verdict.INVALID,
+                f"what was observed is outside of the support of {support}",
+                f"{name!r} = {_worst_value(known, side):g}",
+            )
+        if order.at_most(small, large):
+            continue
+        why = f"what was observed is in {value.interval}, {support}"
+        if order.always_above(small, large) or order.may_be_above(small, large):
+            return Answer(
+                Verdict.INVALID,
+                f"what was observed is outside of the support for some draws: {why}",
+                f"{side} end towards {end.interval.high if side == 'lower' else end.interval.low:g}",
+            )
+        return Answer(Verdict.UNKNOWN, f"what was observed is not proved to be in the support: {why}")
+    if known is not None and support.kind == "integers" and not np.all(known == np.round(known)):
+        return Answer(
+            Verdict.INVALID,
+            "what was observed is no whole number",
+            f"{name!r} = {known.ravel()[known.ravel() != np.round(known.ravel())][0]:g}",
+        )
+    return Answer(Verdict.VALID)
+
+
+def _worst_value(known, side):
+    return float(np.min(known) if side == "lower" else np.max(known))
+
+
+def _satisfies(support, known) -> bool:
+    if support.kind == "one-hot":
+        return bool(np.all((known == 0) | (known == 1)) and np.all(known.sum(-1) == 1))
+    declared = support.fn.support
+    try:
+        return bool(np.all(np.asarray(declared(known))))
+    except Exception:  # a constraint of abstract bounds
+        return False
+
+
+def _observed_atoms(p, name, support, known) -> Answer:
+    """The probability of what was observed."""
+    arguments, kind = p.arguments(name), type(support.fn).__name__
+    if "logits" in arguments:
+        if arguments["logits"].interval.finite:
+            return Answer(Verdict.VALID)
+    elif "probs" in arguments:
+        probs = arguments["probs"].interval
+        if probs.positive and (probs.below(1) or not kind.startswith(("Bernoulli", "Binomial", "Geometric"))):
+            return Answer(Verdict.VALID)
+        given = concrete(p.path, (name, "argument", "probs"))
+        if given is not None and known is not None and kind == "BernoulliProbs":
+            given, known = np.broadcast_arrays(given, known)
+            impossible = ((known == 1) & (given == 0)) | ((known == 0) & (given == 1))
+            if not impossible.any():
+                return Answer(Verdict.VALID)
+            return Answer(
+                Verdict.INVALID,
+                "what was observed has probability zero",
+                f"{name!r} = {float(known[impossible][0]):g}",
+            )
+        if given is not None and known is not None and kind == "CategoricalProbs":
+            taken = np.take_along_axis(*_aligned(given, known), -1)
+            if (taken > 0).all():
+                return Answer(Verdict.VALID)
+            return Answer(Verdict.INVALID, "what was observed has probability zero")
+        if (
+            kind == "BernoulliProbs"
+            and known is not None
+            and ((probs.positive and (known == 1).all()) or (probs.below(1) and (known == 0).all()))
+        ):
+            return Answer(Verdict.VALID)
+    elif "rate" in arguments and kind == "Poisson":
+        if arguments["rate"].interval.positive or (known is not None and (known == 0).all()):
+            return Answer(Verdict.VALID)
+    else:
+        return Answer(Verdict.VALID)
+    return Answer(Verdict.UNKNOWN, f"the probability of what was observed under {kind} may be zero")
+
+
+def _aligned(probs, known):
+    indices = np.asarray(known, int)[..., None]
+    shape = np.broadcast_shapes(probs.shape[:-1], indices.shape[:-1])
+    return np.broadcast_to(probs, (*shape, probs.shape[-1])), np.broadcast_to(indices, (*shape, 1))
