@@ -4,6 +4,8 @@ Design notes. Everything here traces a program and looks at its jaxpr; nothing i
 measured variances, for which it needs the objectives above this room: it lives in ``vinb.audit`` and is only named here.
 """
 
+import importlib
+
 from vinb.analysis.abstract import Level
 from vinb.analysis.dependence import dependence, tag
 from vinb.analysis.smoothness import Selection, SmoothnessReport, select_pathwise, smoothness
@@ -18,9 +20,16 @@ __all__ = [
     "SupportReport",
     "Verdict",
     "assert_support_match",
+    "audit",
     "dependence",
     "select_pathwise",
     "smoothness",
     "support_match",
     "tag",
 ]
+
+
+def __getattr__(name):
+    if name == "audit":
+        return importlib.import_module("vinb.audit").audit
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,16 +3,14 @@
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-from numpyro.distributions import Distribution, constraints
 
 from vinb.analysis import intervals as iv
 from vinb.analysis.abstract import Abstract, Numbers
+from vinb.analysis.domains import open_interval
 from vinb.analysis.interpreter import Interpreter
 from vinb.analysis.intervals import Interval
-from vinb.analysis.signatures import density_rule
-from vinb.analysis.sites import Path, SiteInfo, element_support
+from vinb.analysis.signatures import call_rule
+from vinb.analysis.sites import Path, SiteInfo
 
 
 @dataclass
@@ -55,9 +53,7 @@ def evaluate(
     """
     numbers = Numbers() if numbers is None else numbers
     given = dict(known or {})
-    intervals = {
-        name: static_interval(site) for name, site in path.sites.items() if not site.observed
-    } | given
+    intervals = {name: site.interval for name, site in path.sites.items() if not site.observed} | given
     for param in path.params.values():
         intervals |= dict.fromkeys(param.tags, open_interval(param.constraint))
     moving = [name for name in path.sites if name not in given and not path.sites[name].observed]
@@ -75,7 +71,7 @@ def _evaluate(path, numbers, intervals) -> Evaluated:
     interpreter = Interpreter(
         lambda name: intervals.get(name, _plate_interval(name)),
         untracked=lambda name: name.startswith("/plate/"),
-        calls={label: density_rule(call) for label, call in path.densities.items()},
+        calls={label: call_rule(call) for label, call in path.densities.items()},
         numbers=numbers,
     )
     key = interpreter.unknown_input(())
@@ -91,61 +87,8 @@ def _plate_interval(name):
 
 def _support_interval(result, site: SiteInfo, old: Interval) -> Interval:
     lower, upper = result.get(site.name, "lower"), result.get(site.name, "upper")
-    is_discrete = site.fn.is_discrete
+    is_discrete = site.discrete
     low = (lower.interval.low, not is_discrete) if lower is not None else (old.low, old.low_open)
     high = (upper.interval.high, not is_discrete) if upper is not None else (old.high, old.high_open)
     found = Interval(low[0], high[0], low[1] or low[0] == -iv.REAL.high, high[1] or high[0] == iv.REAL.high)
     return iv.meet(old, found)
-
-
-def static_interval(site: SiteInfo) -> Interval:
-    """What the values of a site lie in, whatever its distribution's arguments are."""
-    fn = site.fn
-    try:
-        support = element_support(fn)
-    except (NotImplementedError, AttributeError):
-        return iv.REAL
-    if is_one_hot(fn):
-        return iv.CLOSED_UNIT
-    return closed_interval(support) if fn.is_discrete else open_interval(support)
-
-
-def is_one_hot(fn: Distribution) -> bool:
-    return type(fn).__name__.startswith("OneHotCategorical")
-
-
-_NAMED: tuple[tuple[Any, Interval], ...] = (
-    (constraints.simplex, iv.UNIT),
-    (constraints.sphere, iv.closed(-1, 1)),
-    (constraints.corr_cholesky, iv.closed(-1, 1)),
-    (constraints.corr_matrix, iv.closed(-1, 1)),
-    (constraints.positive_ordered_vector, iv.POSITIVE),
-    (constraints.softplus_positive, iv.POSITIVE),
-    (constraints.boolean, iv.BOOLEAN),
-)
-
-
-def open_interval(constraint) -> Interval:
-    """Almost all values under a constraint of NumPyro: ends are left out."""
-    interval = closed_interval(constraint)
-    if bool(getattr(constraint, "is_discrete", False)):
-        return interval
-    if constraint is constraints.corr_matrix or constraint is constraints.corr_cholesky:
-        return interval  # a diagonal of ones
-    return interval._replace(low_open=True, high_open=True)
-
-
-def closed_interval(constraint) -> Interval:
-    while hasattr(constraint, "base_constraint"):
-        constraint = constraint.base_constraint
-    for known, interval in _NAMED:
-        if type(constraint) is type(known):
-            return interval
-    if type(constraint) is type(constraints.multinomial(1)):
-        bound = iv.of_array(constraint.upper_bound)
-        return iv.closed(0, bound.high) if bound != iv.ANYTHING else iv.NONNEGATIVE
-    ends = [getattr(constraint, name, None) for name in ("lower_bound", "upper_bound")]
-    low, high = (iv.of_array(end) if end is not None else iv.REAL for end in ends)
-    low = -iv.REAL.high if low == iv.ANYTHING else low.low
-    high = iv.REAL.high if high == iv.ANYTHING else high.high
-    return Interval(low, high, low == -iv.REAL.high, high == iv.REAL.high)

@@ -121,21 +121,20 @@ def meet(first: Interval, second: Interval) -> Interval:
 
 
 def widened(old: Interval, new: Interval) -> Interval:
-    """``new`` with each end that moved out of ``old`` taken to the next of 0, 1 and infinity: a fixpoint is soon reached."""
-    low, low_open, high, high_open = new
-    if (low, low_open) < (old.low, old.low_open):
-        low, low_open = next(
-            ((t, False) for t in (1.0, 0.0, -1.0) if t <= low), (-_INF, low > -_INF or low_open)
+    """``new`` with each end that moved out of ``old`` taken on to the next of -1, 0, 1 and infinity: a fixpoint is soon reached."""
+    low = new.low, new.low_open
+    high = new.high, new.high_open
+    if low < (old.low, old.low_open):
+        low = next(
+            ((t, t == new.low and new.low_open) for t in (1.0, 0.0, -1.0) if t <= new.low),
+            (-_INF, new.low > -_INF or new.low_open),
         )
-        if low == new.low:
-            low_open = new.low_open
-    if (high, not high_open) > (old.high, not old.high_open):
-        high, high_open = next(
-            ((t, False) for t in (-1.0, 0.0, 1.0) if t >= high), (_INF, high < _INF or high_open)
+    if (new.high, not new.high_open) > (old.high, not old.high_open):
+        high = next(
+            ((t, t == new.high and new.high_open) for t in (-1.0, 0.0, 1.0) if t >= new.high),
+            (_INF, new.high < _INF or new.high_open),
         )
-        if high == new.high:
-            high_open = new.high_open
-    return Interval(low, high, low_open, high_open)
+    return Interval(low[0], high[0], low[1], high[1])
 
 
 # ---- arithmetic

@@ -33,6 +33,7 @@ class DensityCall(NamedTuple):
     fn: Distribution
     arguments: tuple[str, ...]
     ends: tuple[str, ...]
+    computable: bool = True
 
 
 class Signature(NamedTuple):
@@ -75,6 +76,35 @@ def signature_of(fn: Distribution) -> Signature | None:
     return SIGNATURES.get(cls.__name__) if known else None
 
 
+class DivergenceCall(NamedTuple):
+    """A call of a divergence in closed form. Its operands: the arguments of both distributions by name, then all arrays."""
+
+    fns: tuple[Distribution, Distribution]
+    arguments: tuple[tuple[str, ...], tuple[str, ...]]
+
+
+def call_rule(call: "DensityCall | DivergenceCall"):
+    """The rule of a call, for :class:`Interpreter`."""
+    return density_rule(call) if isinstance(call, DensityCall) else divergence_rule(call)
+
+
+def divergence_rule(call: DivergenceCall):
+    """Divergences between smooth families are smooth in all arguments; others are looked at."""
+
+    def rule(operands: list[Abstract], interpreter: Interpreter, eqn) -> list[Abstract] | None:
+        if any(signature_of(fn) not in (_SMOOTH, _DISCRETE) for fn in call.fns):
+            return None
+        parts, start = [], 0
+        for fn, names in zip(call.fns, call.arguments, strict=True):
+            arguments = dict(zip(names, operands[start:], strict=False))
+            start += len(names)
+            parts += [composed(DIFF, a.levels, "") for a in arguments.values()]
+            parts += [domain_levels(fn, name, a, type(fn).__name__) for name, a in arguments.items()]
+        return [interpreter.result(eqn, operands, iv.REAL, join(parts))]
+
+    return rule
+
+
 def density_rule(call: DensityCall):
     """The rule of a call of this density, for :class:`Interpreter`: operands are its arguments, its ends, its arrays, its value."""
     signature = signature_of(call.fn)
@@ -83,11 +113,13 @@ def density_rule(call: DensityCall):
         count, num_ends = len(call.arguments), len(call.ends)
         arguments = dict(zip(call.arguments, operands[:count], strict=True))
         ends, value = operands[count : count + num_ends], operands[-1]
-        site = f"{type(call.fn).__name__} at site {call.site!r}"
+        site = type(call.fn).__name__ + (f" at site {call.site!r}" if call.site else "")
         parts = [composed(ANY, a.levels, f"end of the support of {site}") for a in ends]
         parts += [domain_levels(call.fn, name, a, site) for name, a in arguments.items()]
         values = iv.REAL
-        if signature is None:
+        if not call.computable:
+            parts += [composed(ANY, a.levels, f"{site} has no log_prob at given values") for a in operands]
+        elif signature is None:
             (inner,) = interpreter.inside(eqn, operands)
             parts.append(inner.levels)
             values = inner.interval

@@ -7,6 +7,7 @@ nothing of how smooth they are. A Python branch on an abstract value is taken bo
 """
 
 import contextlib
+import contextvars
 import itertools
 import sys
 from collections.abc import Callable
@@ -22,41 +23,21 @@ from jax.interpreters import partial_eval
 from numpyro import handlers
 from numpyro.contrib.control_flow.cond import cond_wrapper
 from numpyro.contrib.control_flow.scan import scan_wrapper
-from numpyro.distributions import (
-    Delta,
-    Distribution,
-    ExpandedDistribution,
-    Independent,
-    MaskedDistribution,
-    TransformedDistribution,
-    Unit,
-    constraints,
-)
-from numpyro.distributions.transforms import (
-    AffineTransform,
-    ExpTransform,
-    SigmoidTransform,
-    SoftplusTransform,
-)
+from numpyro.distributions import Delta, Distribution, MaskedDistribution, constraints, kl_divergence
 from numpyro.primitives import Messenger
 
 from vinb.analysis.dependence import inner_jaxprs, tag
-from vinb.analysis.signatures import TRUNCATED, DensityCall, signature_of
+from vinb.analysis.domains import WRAPPERS, is_numeric, static_interval, support_ends, support_kind, unwrap
+from vinb.analysis.intervals import Interval
+from vinb.analysis.signatures import TRUNCATED, DensityCall, DivergenceCall, signature_of
+from vinb.analysis.source import place
 
 try:
     from jax._src.core import Tracer  # its __bool__ is what a Python branch calls
 except ImportError:  # pragma: no cover
     Tracer = None
 
-_WRAPPERS = (Independent, ExpandedDistribution, MaskedDistribution)
-_DENSITY = "vinb_density_"
-
-
-def unwrap(fn: Distribution) -> Distribution:
-    """The distribution of one element: ``fn`` without ``to_event``, ``expand`` and ``mask``."""
-    while isinstance(fn, _WRAPPERS):
-        fn = fn.base_dist
-    return fn
+_CALL = "vinb_call_"
 
 
 @dataclass
@@ -74,6 +55,10 @@ class SiteInfo:
     line: str
     automatic: bool  # written by an automatic guide of NumPyro
     hidden: bool  # masked altogether
+    kind: str  # of its support, see domains.support_kind
+    exact: bool
+    interval: Interval  # around its values, whatever the distribution's arguments are
+    discrete: bool
 
     @property
     def assigned(self) -> bool:
@@ -251,7 +236,7 @@ class _Abstracted(Messenger):
         tags = tuple(name + "".join(f"/{_step(p)}" for p in path) for path, _ in leaves)
         self.params[name] = ParamInfo(name, msg["kwargs"].get("constraint", constraints.real), tags)
         values = [
-            tag(jnp.zeros(leaf.shape, leaf.dtype), label, 0) if _is_numeric(leaf) else leaf
+            tag(jnp.zeros(leaf.shape, leaf.dtype), label, 0) if is_numeric(leaf) else leaf
             for label, (_, leaf) in zip(tags, leaves, strict=True)
         ]
         return jax.tree.unflatten(structure, values)
@@ -263,8 +248,8 @@ def _shapes_of(make):
 
     def arrays():
         leaves, structure = jax.tree.flatten(make())
-        others[:] = structure, [None if _is_numeric(leaf) else leaf for leaf in leaves]
-        return [jnp.asarray(leaf) for leaf in leaves if _is_numeric(leaf)]
+        others[:] = structure, [None if is_numeric(leaf) else leaf for leaf in leaves]
+        return [jnp.asarray(leaf) for leaf in leaves if is_numeric(leaf)]
 
     shapes = iter(jax.eval_shape(arrays))
     structure, kept = others
@@ -273,10 +258,6 @@ def _shapes_of(make):
 
 def _step(entry):
     return next((str(getattr(entry, a)) for a in ("key", "name", "idx") if hasattr(entry, a)), str(entry))
-
-
-def _is_numeric(leaf):
-    return hasattr(leaf, "dtype") or isinstance(leaf, int | float | complex)
 
 
 class _Within:
@@ -303,16 +284,17 @@ def _user_line() -> tuple[str, bool]:
         file = frame.f_code.co_filename.replace("\\", "/")
         automatic |= file.endswith("numpyro/infer/autoguide.py")
         if not any(part in file for part in _OURS):
-            return f"{file.rsplit('/', 1)[-1]}:{frame.f_lineno} ({frame.f_code.co_name})", automatic
+            return place(file, frame.f_lineno, frame.f_code.co_name), automatic
         frame = frame.f_back
     return "an unknown line", automatic
 
 
 def _site_info(name, site, handler) -> SiteInfo:
     fn, infer = site["fn"], site["infer"]
+    base = unwrap(fn)
     return SiteInfo(
         name,
-        unwrap(fn),
+        base,
         bool(site["is_observed"]),
         jnp.shape(site["value"]),
         fn.event_dim,
@@ -322,6 +304,9 @@ def _site_info(name, site, handler) -> SiteInfo:
         handler.lines.get(name, "an unknown line"),
         name in handler.automatic,
         any(mask is False for mask in _masks(fn)),
+        *support_kind(base),
+        static_interval(base),
+        bool(base.is_discrete),
     )
 
 
@@ -346,7 +331,7 @@ def _site_outputs(name, site, densities) -> dict[tuple, Any]:
 
 def _masks(fn):
     masks = []
-    while isinstance(fn, _WRAPPERS):
+    while isinstance(fn, WRAPPERS):
         if isinstance(fn, MaskedDistribution) and fn._mask is not True:
             masks.append(fn._mask)
         fn = fn.base_dist
@@ -359,55 +344,9 @@ def given_arguments(base: Distribution) -> dict[str, tuple[Any, Distribution]]:
     for owner in (base, base.base_dist) if isinstance(base, TRUNCATED) else (base,):
         for name in type(owner).arg_constraints:
             array = vars(owner).get(name)
-            if array is not None and _is_numeric(array):
+            if array is not None and is_numeric(array):
                 given.setdefault(name, (array, owner))
     return given
-
-
-def support_ends(base: Distribution) -> dict[str, Any]:
-    """``lower`` and ``upper`` of the support, where it has them."""
-    if type(base) is TransformedDistribution:
-        return _transformed_ends(base)
-    try:
-        support = element_support(base)
-    except NotImplementedError:
-        return {}
-    ends = {}
-    for side in ("lower", "upper"):
-        bound = getattr(support, f"{side}_bound", None)
-        if bound is not None and _is_numeric(bound):
-            ends[side] = bound
-    return ends
-
-
-_MONOTONE = (AffineTransform, ExpTransform, SigmoidTransform, SoftplusTransform)
-
-
-def is_monotone_image(base: Distribution) -> bool:
-    """Is it made of another by increasing and decreasing functions of single numbers?"""
-    return type(base) is TransformedDistribution and all(isinstance(t, _MONOTONE) for t in base.transforms)
-
-
-def _transformed_ends(base):
-    """NumPyro's support is the last transform's codomain; these are the images of the ends."""
-    if not is_monotone_image(base) or base.event_dim:
-        return {}
-    inner = support_ends(unwrap(base.base_dist))
-    ends = [
-        jnp.asarray(inner.get(side, infinite), float)
-        for side, infinite in (("lower", -jnp.inf), ("upper", jnp.inf))
-    ]
-    for transform in base.transforms:
-        ends = [transform(end) for end in ends]
-    return {"lower": jnp.minimum(*ends), "upper": jnp.maximum(*ends)}
-
-
-def element_support(base: Distribution):
-    """The constraint on one element."""
-    support = base.support
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return support
 
 
 def _log_density(name, fn, value, scale, densities):
@@ -418,9 +357,56 @@ def _log_density(name, fn, value, scale, densities):
             return jnp.zeros(())
         inner = _log_density(name, fn.base_dist, value, None, densities)
         return inner if fn._mask is True else jnp.where(jnp.all(fn._mask), inner, 0.0)
-    if isinstance(fn, _WRAPPERS):
+    if isinstance(fn, WRAPPERS):
         return _log_density(name, fn.base_dist, value, None, densities)
     return opaque_density(name, fn, value, densities)
+
+
+_calls: contextvars.ContextVar[dict[str, DensityCall] | None] = contextvars.ContextVar(
+    "density calls", default=None
+)
+
+
+@contextlib.contextmanager
+def opaque_densities():
+    """Within it :func:`log_prob_of` makes calls that the interpreter can tell from others; yields the dict of them by name."""
+    calls: dict[str, DensityCall] = {}
+    token = _calls.set(calls)
+    try:
+        yield calls
+    finally:
+        _calls.reset(token)
+
+
+def log_prob_of(base: Distribution, value):
+    """``base.log_prob(value)``, for whoever is traced within :func:`opaque_densities`."""
+    calls = _calls.get()
+    return base.log_prob(value) if calls is None else opaque_density("", base, value, calls, total=False)
+
+
+def divergence_of(first: Distribution, second: Distribution):
+    """NumPyro's ``kl_divergence``, for whoever is traced within :func:`opaque_densities`."""
+    calls = _calls.get()
+    if calls is None:
+        return kl_divergence(first, second)
+    fns = unwrap(first), unwrap(second)
+    given = [given_arguments(fn) for fn in fns]
+    leaves, structure = jax.tree.flatten((first, second))
+
+    def divergence(arguments, leaves):
+        return kl_divergence(*structure.unflatten(leaves))
+
+    arguments = [array for named in given for array, _ in named.values()]
+    call = DivergenceCall(fns, tuple(tuple(named) for named in given))
+    return _as_call(divergence, call, calls)(*jax.tree.map(jnp.asarray, (arguments, leaves)))
+
+
+def _as_call(fn, call, calls):
+    """``fn`` as a call that has its entry in ``calls``."""
+    label = f"{_CALL}{len(calls)}"
+    fn.__name__ = fn.__qualname__ = label
+    calls[label] = call
+    return jax.jit(fn)
 
 
 def opaque_density(name: str, base: Distribution, value, densities: dict[str, DensityCall], *, total=True):
@@ -428,17 +414,21 @@ def opaque_density(name: str, base: Distribution, value, densities: dict[str, De
     arguments, ends = given_arguments(base), support_ends(base)
     leaves, structure = jax.tree.flatten(base)
 
+    known = signature_of(base) is not None
+
     def log_prob(arguments, ends, leaves, value):
-        if total and signature_of(base) is not None:
+        if total and known:
             return jnp.zeros(())  # nobody looks inside
         densities_of = structure.unflatten(leaves).log_prob(value)
         return jnp.sum(densities_of) if total else densities_of
 
-    label = f"{_DENSITY}{len(densities)}"
-    log_prob.__name__ = log_prob.__qualname__ = label
-    densities[label] = DensityCall(name, base, tuple(arguments), tuple(ends))
     arrays = [[array for array, _ in arguments.values()], list(ends.values()), leaves]
-    return jax.jit(log_prob)(*jax.tree.map(jnp.asarray, arrays), value)
+    call = DensityCall(name, base, tuple(arguments), tuple(ends))
+    try:
+        return _as_call(log_prob, call, densities)(*jax.tree.map(jnp.asarray, arrays), value)
+    except NotImplementedError:  # a flow that cannot be inverted, say
+        call = call._replace(computable=False)
+        return _as_call(lambda *_: jnp.zeros(()), call, densities)(*jax.tree.map(jnp.asarray, arrays), value)
 
 
 # ---- Python branches
@@ -505,8 +495,3 @@ def _has_tags(jaxpr):
     return any(
         eqn.primitive.name == "tag" or any(map(_has_tags, inner_jaxprs(eqn.params))) for eqn in jaxpr.eqns
     )
-
-
-def is_unit(fn: Distribution) -> bool:
-    """Is it the distribution of ``numpyro.factor``?"""
-    return isinstance(fn, Unit)

@@ -17,9 +17,17 @@ CALLS = frozenset(
 def source_line(eqn: JaxprEqn) -> str:
     """``file.py:12 (function)``, or ``an unknown line`` where JAX does not say."""
     try:
-        return source_info_util.summarize(eqn.source_info) or "an unknown line"
+        frame = source_info_util.user_frame(eqn.source_info.traceback)
+        return place(frame.file_name, frame.start_line, frame.function_name)
     except Exception:  # whatever an internal function raises once it has changed: the line is a courtesy
         return "an unknown line"
+
+
+def place(file: str, line: int, function: str) -> str:
+    """Where something stands, without the folders of somebody's machine."""
+    file = file.replace("\\", "/")
+    name = "a cell" if "/ipykernel_" in file or file.startswith("<ipython") else file.rsplit("/", 1)[-1]
+    return f"{name}:{line} ({function.rsplit('.<locals>.', 1)[-1]})"
 
 
 def library_function(eqn: JaxprEqn) -> str:

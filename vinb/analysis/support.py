@@ -278,17 +278,21 @@ class _Pair:
         self._scales(name, guide.line)
         if self.p.path.sites[name].hidden:
             return
-        if guide.assigned and guide.automatic and self._is_image(name):
+        if guide.assigned and guide.automatic and self._moves(name):
+            if not self._is_image(name):
+                why = "the automatic guide maps its draw onto the support that it saw first, the model's may be another"
+                self._add(name, "support", Answer(Verdict.UNKNOWN, why), guide.line)
             return
         self._add(name, "support", within(support_of(self.q, name), support_of(self.p, name)), guide.line)
 
+    def _moves(self, name) -> bool:
+        """Is it made of what the guide draws, and not a point that is learnt?"""
+        auxiliary = {n for n, site in self.q.path.sites.items() if site.auxiliary and not site.observed}
+        return bool(auxiliary & set(self.q[name, "value"].levels))
+
     def _is_image(self, name) -> bool:
         """An automatic guide maps its own continuous draw onto the whole support, with the Jacobian in the density."""
-        value, density = self.q[name, "value"], self.q.arguments(name).get("log_density")
-        auxiliary = {n for n, site in self.q.path.sites.items() if site.auxiliary and not site.observed}
-        if density is None or not auxiliary & set(value.levels):
-            return False
-        support = support_of(self.p, name)
+        value, support = self.q[name, "value"], support_of(self.p, name)
         if support.kind == "interval":
             order = Order(self.q.interpreter, self.q, self.p)
             low, high = support.ends.get("lower"), support.ends.get("upper")

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
-from numpyro.distributions import Delta, Distribution, constraints
+from numpyro.distributions import Distribution
 
 from vinb.analysis import intervals as iv
 from vinb.analysis.abstract import Abstract
-from vinb.analysis.evaluate import Evaluated, is_one_hot
+from vinb.analysis.evaluate import Evaluated
 from vinb.analysis.interpreter import Interpreter
-from vinb.analysis.sites import concrete, element_support, is_monotone_image, is_unit
+from vinb.analysis.sites import concrete
 
 
 class Verdict(str, Enum):
@@ -88,64 +88,9 @@ class Support:
 
 def support_of(result: Evaluated, name: str) -> Support:
     """The support of a site's distribution, as far as it is known."""
-    fn = result.path.sites[name].fn
+    site = result.path.sites[name]
     ends = {side: end for side in ("lower", "upper") if (end := result.get(name, side)) is not None}
-    if isinstance(fn, Delta):
-        return Support("point", {}, result, name)
-    if is_unit(fn):
-        return Support("factor", {}, result, name)
-    if is_one_hot(fn):
-        return Support("one-hot", {}, result, name)
-    if is_monotone_image(fn) and not fn.event_dim:
-        return Support("interval", ends, result, name, _plain(fn.base_dist))
-    try:
-        support = element_support(fn)
-    except (NotImplementedError, AttributeError, AssertionError):
-        return Support("", {}, result, name, False)
-    kind, exact = _kind(support), True
-    if type(fn).__name__ == "TransformedDistribution":
-        exact = _fits(fn)
-    return Support(kind, ends, result, name, exact)
-
-
-def _plain(fn):
-    """Is the declared support of what is transformed its whole support?"""
-    return type(fn).__name__ != "TransformedDistribution"
-
-
-def _fits(fn) -> bool:
-    """Does the chain of transforms fill each codomain, so that the last one is the support?"""
-    before = _peeled(fn.base_dist.support)
-    for transform in fn.transforms:
-        if not _alike(before, _peeled(transform.domain)):
-            return False
-        before = _peeled(transform.codomain)
-    return _plain(fn.base_dist) or _fits(fn.base_dist)
-
-
-def _peeled(constraint):
-    while hasattr(constraint, "base_constraint"):
-        constraint = constraint.base_constraint
-    return constraint
-
-
-def _alike(first, second) -> bool:
-    return type(first) is type(second) and not any(
-        hasattr(first, end) and not np.array_equal(getattr(first, end), getattr(second, end))
-        for end in ("lower_bound", "upper_bound")
-        if isinstance(getattr(first, end, None), int | float)
-    )
-
-
-def _kind(support) -> str:
-    if support is constraints.dependent:
-        return ""
-    name = type(support).__name__
-    if name == "_Real" or hasattr(support, "lower_bound") or hasattr(support, "upper_bound"):
-        if name == "_Multinomial":
-            return name
-        return "integers" if support.is_discrete else "interval"
-    return "integers" if name == "_Boolean" else name
+    return Support(site.kind, ends if site.kind in (*_LINE, "_Multinomial") else {}, result, name, site.exact)
 
 
 def within(guide: Support, model: Support) -> Answer:
@@ -507,7 +452,7 @@ def _outside(guide, zero, name) -> Answer:
     if "probs" in arguments:
         stack = lambda p: (
             np.stack([p < 1, p > 0], -1) if type(guide.fn).__name__ == "BernoulliProbs" else p > 0
-        )  # noqa: E731
+        )
         used = _concrete(guide, "probs", stack)
         if used is None and arguments["probs"].interval.positive and arguments["probs"].interval.high <= 1:
             used = np.ones(zero.shape, bool)

@@ -7,6 +7,7 @@ from vinb.estimators.measure_valued import Derivative
 from vinb.estimators.moments import Moments, moments
 from vinb.estimators.sites import Params, constrain, init, site_keys, unconstrained_params
 from vinb.estimators.strategies import (
+    Auto,
     Enumerate,
     GumbelSoftmax,
     Inline,
@@ -22,6 +23,7 @@ from vinb.estimators.surrogates import score_function, straight_through
 from vinb.estimators.terms import Terms
 
 __all__ = [
+    "Auto",
     "Comparison",
     "Constant",
     "Derivative",

@@ -15,19 +15,11 @@ from numpyro.distributions import (
     BernoulliProbs,
     CategoricalProbs,
     Distribution,
-    ExpandedDistribution,
-    Independent,
     MaskedDistribution,
 )
 
-_WRAPPERS = (Independent, ExpandedDistribution, MaskedDistribution)
-
-
-def unwrap(fn: Distribution) -> Distribution:
-    """The distribution of one element: ``fn`` without ``to_event``, ``expand`` and ``mask``."""
-    while isinstance(fn, _WRAPPERS):
-        fn = fn.base_dist
-    return fn
+from vinb.analysis.domains import WRAPPERS, unwrap
+from vinb.analysis.sites import log_prob_of
 
 
 def element_shape(fn: Distribution, value: Array) -> tuple[int, ...]:
@@ -100,7 +92,7 @@ def _masked_log_prob(fn, value):
         log_prob = _masked_log_prob(fn.base_dist, value)
         extra = log_prob.ndim - (jnp.ndim(value) - fn.event_dim)
         return jnp.where(_trailing(mask, extra), log_prob, 0.0)
-    if isinstance(fn, _WRAPPERS):
+    if isinstance(fn, WRAPPERS):
         return _masked_log_prob(fn.base_dist, value)
     return _log_prob(fn, value)
 
@@ -115,7 +107,7 @@ def _log_prob(base, value):
         if base._validate_args:
             base._validate_sample(value)
         return value * base.logits - _softplus(base.logits)
-    return base.log_prob(value)
+    return log_prob_of(base, value)
 
 
 @jax.custom_jvp

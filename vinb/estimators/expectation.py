@@ -6,6 +6,7 @@ needs interfaces of JAX that change often, and replays at least as much.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -40,9 +41,12 @@ class Expectation:
         return (value, new_state) if self.has_state else value
 
     def with_strategies(
-        self, choice: Mapping[str, Strategy] | Callable[[str], Strategy | None]
+        self, choice: Mapping[str, Strategy] | Callable[[str], Strategy | None] | Literal["auto"]
     ) -> "Expectation":
-        """The same expectation with other gradient strategies at the sites named, see ``strategies``; earlier choices stay."""
+        """The same expectation with other gradient strategies at the sites named, see ``strategies``; earlier choices stay.
+
+        ``"auto"``: pathwise exactly where the program is shown to be smooth enough, see ``Auto``.
+        """
         strategies(choice=choice)  # raises if it is none
         return Expectation(self.program, self.num_particles, self.has_state, (*self.choices, choice))
 

@@ -17,8 +17,10 @@ import jax
 import numpy as np
 
 from vinb.analysis import dependence
+from vinb.estimators.automatic import choose_pathwise, rough_params, smoothness_of
 from vinb.estimators.run import Run, Site
 from vinb.estimators.strategies import (
+    Auto,
     Enumerate,
     Inline,
     MeasureValued,
@@ -115,6 +117,8 @@ def make_plan(program: Callable, make_run: Callable[[], Run]) -> Plan:
         parents[name] = _close(direct[name], sites, parents)
     plan = Plan(sites, notes, [_close(deps, sites, parents) for deps in terms], parents)
     _choose(plan)
+    if any(isinstance(site.requested, Auto) for site in sites.values()):
+        _choose_automatically(plan, smoothness_of(lambda: as_terms(program()), make_run))
     _check_boundaries(plan)
     _forget_alignment(plan)
     _colour(plan)
@@ -165,6 +169,11 @@ def _choose(plan):
     total = 1
     for name, site in plan.sites.items():
         strategy = site.requested
+        if isinstance(strategy, Auto):
+            if site.reparameterised:
+                plan.strategies[name] = strategy, "to be chosen"
+                continue
+            strategy = None  # as by default
         if site.looped and isinstance(strategy, Enumerate | MeasureValued):
             raise ValueError(
                 f"site {name!r} is inside NumPyro's scan, where {strategy} is not possible; use Pathwise() or ScoreFunction() (in "
@@ -189,6 +198,24 @@ def _choose(plan):
             if _conflicts(plan, name) or total == 1:
                 total *= plan.num_configurations(name)
             plan.strategies[name] = Enumerate(), "small finite support"
+
+
+def _choose_automatically(plan, found):
+    kinds = {name: strategy for name, (strategy, _) in plan.strategies.items()}
+    candidates = [n for n, s in kinds.items() if isinstance(s, Auto)]
+    pathwise = [n for n, s in kinds.items() if isinstance(s, Inline)]
+    scored = [n for n in kinds if n not in candidates and n not in pathwise]
+    for name, reason in choose_pathwise(found, candidates, pathwise, scored).items():
+        if reason:
+            plan.strategies[name] = ScoreFunction(), reason
+        else:
+            plan.strategies[name] = (
+                Pathwise(),
+                "reparameterised, and the cost is shown to be smooth enough in it",
+            )
+    pathwise = [n for n, (s, _) in plan.strategies.items() if isinstance(s, Inline)]
+    for name, reason in rough_params(found, pathwise, [n for n in kinds if n not in pathwise]).items():
+        plan.notes[f"parameter {name!r}"] = f"parameter {name!r}: the cost is {reason}"
 
 
 def _check_boundaries(plan):

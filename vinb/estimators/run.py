@@ -24,13 +24,18 @@ from jax.lax import stop_gradient
 from numpyro import handlers
 from numpyro.contrib.control_flow.cond import cond_wrapper
 from numpyro.contrib.control_flow.scan import scan_wrapper
+from numpyro.distributions import constraints
 from numpyro.primitives import _PYRO_STACK, Messenger
 
 from vinb.analysis import tag
+from vinb.analysis.domains import open_interval, static_interval
+from vinb.analysis.intervals import Interval
+from vinb.analysis.signatures import signature_of
 from vinb.estimators import boundaries, control_flow, pathwise
 from vinb.estimators.elements import element_log_prob, element_prob, score_log_prob, unwrap
 from vinb.estimators.sites import bijector, param_value
 from vinb.estimators.strategies import (
+    Auto,
     Enumerate,
     GumbelSoftmax,
     Inline,
@@ -82,6 +87,8 @@ class Run(Messenger):
         self.sites, self.records, self.mutables, self.notes = {}, {}, {}, {}
         self.prefix, self.live, self.lane, self.looped, self.substituted = "", None, 0.0, False, ()
         self.detached = False
+        # In mode analyse, for smoothness: the intervals of sites and parameters, which are then all marked.
+        self.intervals: dict[str, Interval] | None = None
         self.plate_key = key
         self.counts = {}
         self.level = get_opaque_trace_state()
@@ -103,7 +110,7 @@ class Run(Messenger):
         )
         run.plate_key = self.plate_key  # the runs of a frame see one subsample
         run.prefix, run.live, run.looped, run.detached = prefix, self.live, self.looped, self.detached
-        run.lane = self.lane
+        run.lane, run.intervals = self.lane, self.intervals
         return run
 
     @contextlib.contextmanager
@@ -130,6 +137,8 @@ class Run(Messenger):
             self._draw(msg)
         elif kind == "param":
             value = param_value(self.params, msg["name"])
+            if self.intervals is not None:
+                value = self._marked_param(msg, value)
             msg["value"] = value if self.constrained else bijector(msg)(value)
         elif kind == "mutable" and msg["name"] in self.params:
             msg["value"] = self.params[msg["name"]]
@@ -181,6 +190,7 @@ class Run(Messenger):
             msg["value"] = stop_gradient(fn.sample(self.key_of(identity), msg["kwargs"]["sample_shape"]))
             return
         requested = msg["infer"].get("gradient")
+        requested = Auto() if requested == "auto" else requested
         if requested is not None:
             check_strategy(name, requested)
             if (refusal := requested.refusal(fn)) is not None:
@@ -243,7 +253,20 @@ class Run(Messenger):
             alternatives = [v for move in moves for v in (move.positive, move.negative) if v is not None]
             self.sites[identity].num_alternatives = len(alternatives)
         self.records[identity] = {"log_prob": self._log_prob(fn, marked), "drawn": drawn}
+        if self.intervals is not None:
+            self.intervals[identity] = static_interval(base)
+            # Implicit derivatives are smooth in the arguments, whatever the sampler does.
+            made_of = jax.tree.leaves(fn) if signature_of(base) is not None else [drawn]
+            self.records[identity]["made_of"] = [jnp.asarray(leaf) for leaf in made_of]
         return marked
+
+    def _marked_param(self, msg, value):
+        name = f"/param/{msg['name']}"
+        constraint = (
+            msg["kwargs"].get("constraint", constraints.real) if self.constrained else constraints.real
+        )
+        self.intervals[name] = open_interval(constraint)
+        return jax.tree.map(lambda leaf: tag(leaf, name, 0), value)
 
     def _log_prob(self, fn, value):
         """For the analysis of what the site's law depends on."""

@@ -61,6 +61,16 @@ class Pathwise(Inline):
 
 
 @dataclass(frozen=True)
+class Auto(Strategy):
+    """``Pathwise`` where that is shown to be right, something else where it is not (lee2023smoothness).
+
+    A site becomes pathwise if it is reparameterised and the cost, the densities of all sites that are not pathwise and what the pathwise
+    sites after it are made of are locally Lipschitz in it: ``vinb.analysis`` proves it of the program's jaxpr. Any
+    other site is enumerated where its support is small, and has the score function otherwise. ``explain`` says why. ``"auto"`` is short for it.
+    """
+
+
+@dataclass(frozen=True)
 class PathwiseWithBoundaries(Inline):
     """``Pathwise`` for costs that jump, plus what it loses there: an integral over each boundary (lee2018reparamnondiff).
 
@@ -236,7 +246,8 @@ class strategies(Messenger):
 
     Args:
         fn: a NumPyro program; or use the handler as a context.
-        choice: a mapping from site name to :class:`Strategy`, or a function from a site name to one or None.
+        choice: a mapping from site name to :class:`Strategy`, or a function from a site name to one or None, or ``"auto"`` for
+            :class:`Auto` at all sites that have no strategy of their own.
 
     Raises:
         TypeError: if a value is not a strategy.
@@ -248,8 +259,10 @@ class strategies(Messenger):
         fn: Callable | None = None,
         choice: Mapping[str, Strategy] | Callable[[str], Strategy | None] | None = None,
     ):
+        if choice == "auto":
+            choice = _auto
         if not callable(choice) and not isinstance(choice, Mapping):
-            raise TypeError(f"choice must map site names to strategies, got {choice!r}")
+            raise TypeError(f"choice must map site names to strategies, or be 'auto', got {choice!r}")
         if isinstance(choice, Mapping):
             for name, strategy in choice.items():
                 check_strategy(name, strategy)
@@ -283,9 +296,15 @@ class strategies(Messenger):
             return
         self.seen.add(msg["name"])
         chosen = self.choice(msg["name"]) if callable(self.choice) else self.choice.get(msg["name"])
+        if self.choice is _auto and "gradient" in msg["infer"]:
+            return
         if chosen is not None:
             check_strategy(msg["name"], chosen)
             msg["infer"] = {**msg["infer"], "gradient": chosen}
+
+
+def _auto(name):
+    return Auto()
 
 
 class _Within:
@@ -301,12 +320,15 @@ class _Within:
 
 def check_strategy(name: str, strategy: Any) -> None:
     """Raise if ``strategy`` is none."""
+    if strategy == "auto":
+        return
     if isinstance(strategy, type) and issubclass(strategy, Strategy):
         raise TypeError(
             f"the strategy of site {name!r} is the class {strategy.__name__}; pass {strategy.__name__}()"
         )
     if not isinstance(strategy, Strategy):
         known = (
+            Auto,
             Pathwise,
             PathwiseWithBoundaries,
             ScoreFunction,

@@ -6,9 +6,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.distributions import Kumaraswamy, MaskedDistribution, kl_divergence
+from numpyro.distributions import Kumaraswamy, MaskedDistribution
 
 from vinb.analysis import dependence
+from vinb.analysis.sites import divergence_of
 from vinb.estimators import Expectation, Terms, expectation
 from vinb.estimators.elements import unwrap
 from vinb.estimators.frames import current
@@ -124,7 +125,7 @@ def _divergences(model, guide, q, p, args, kwargs, required):
             reasons[name] = "NumPyro's divergence from Kumaraswamy is a truncated series"
             continue
         try:
-            divergence = kl_divergence(posterior["fn"], prior["fn"])
+            divergence = divergence_of(posterior["fn"], prior["fn"])
         except NotImplementedError:
             kinds = [type(site["fn"]).__name__ for site in (posterior, prior)]
             reasons[name] = f"NumPyro has no divergence from {kinds[0]} to {kinds[1]}"
