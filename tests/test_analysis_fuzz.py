@@ -207,7 +207,7 @@ def test_judge_takes_claims_jointly():
 
 
 @pytest.mark.parametrize(
-    "seeds", [*chunks(0, 20, 20), pytest.param(range(60, 560), id="many", marks=pytest.mark.exhaustive)]
+    "seeds", [*chunks(0, 10, 10), pytest.param(range(60, 560), id="many", marks=pytest.mark.exhaustive)]
 )
 def test_judge_accepts_smooth_programs(seeds):
     failures = []
@@ -222,5 +222,5 @@ def test_judge_accepts_smooth_programs(seeds):
 
 def test_judge_objects_to_rough_programs():
     """A claim that everything is smooth is false for many of the programs, and the judge notices."""
-    programs = [smooth.generate(seed) for seed in range(30)]
-    assert sum(bool(smooth.judge(p, dict.fromkeys(p.inputs, DIFF))) for p in programs) > 5
+    programs = [smooth.generate(seed) for seed in range(20)]
+    assert sum(bool(smooth.judge(p, dict.fromkeys(p.inputs, DIFF))) for p in programs) > 4

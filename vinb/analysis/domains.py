@@ -3,6 +3,7 @@
 To be asked while the program is traced: supports are made of arrays, which are of no use once the trace is over.
 """
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,10 +14,12 @@ from numpyro.distributions import (
     ExpandedDistribution,
     Independent,
     MaskedDistribution,
+    MixtureGeneral,
     TransformedDistribution,
     Unit,
     constraints,
 )
+from numpyro.distributions.discrete import ZeroInflatedLogits, ZeroInflatedProbs
 from numpyro.distributions.transforms import (
     AffineTransform,
     ComposeTransform,
@@ -28,6 +31,7 @@ from numpyro.distributions.transforms import (
 from vinb.analysis import intervals as iv
 from vinb.analysis.intervals import Interval
 
+INFLATED = (ZeroInflatedProbs, ZeroInflatedLogits)
 WRAPPERS = (Independent, ExpandedDistribution, MaskedDistribution)
 
 
@@ -46,16 +50,33 @@ def support_ends(base: Distribution) -> dict[str, Any]:
     """``lower`` and ``upper`` of the support, where it has them."""
     if type(base) is TransformedDistribution:
         return _transformed_ends(base)
+    if isinstance(base, MixtureGeneral):
+        return _ends_around([unwrap(d) for d in base.component_distributions])
     try:
         support = element_support(base)
     except NotImplementedError:
         return {}
-    ends = {}
+    ends = {"lower": 0, "upper": 1} if support is constraints.boolean else {}
     for side in ("lower", "upper"):
         bound = getattr(support, f"{side}_bound", None)
         if bound is not None and is_numeric(bound):
             ends[side] = bound
     return ends
+
+
+def _ends_around(parts):
+    """The ends of the least set that holds the supports of all parts: what is declared of a mixture need not."""
+    ends = {}
+    for side, least in (("lower", jnp.minimum), ("upper", jnp.maximum)):
+        bounds = [support_ends(part).get(side) for part in parts]
+        if not any(bound is None for bound in bounds):
+            ends[side] = functools.reduce(least, bounds)
+    return ends
+
+
+def inflated_base(fn: Distribution) -> Distribution:
+    """The distribution that some zeros were added to."""
+    return fn.base_dist if isinstance(fn, INFLATED) else fn
 
 
 _MONOTONE = (AffineTransform, ExpTransform, SigmoidTransform, SoftplusTransform)
@@ -201,8 +222,23 @@ def support_kind(fn: Distribution) -> tuple[str, bool]:
         return "one-hot", True
     if is_monotone_image(fn) and not fn.event_dim:
         return "interval", _plain(unwrap(fn.base_dist))
+    if isinstance(fn, MixtureGeneral):
+        kinds = {support_kind(unwrap(d)) for d in fn.component_distributions}
+        if len(kinds) != 1 or not kinds <= {("interval", True), ("integers", True)}:
+            return "", False
+        return next(iter(kinds))[0], _all_alike(fn)
     try:
         support = element_support(fn)
     except (NotImplementedError, AttributeError, AssertionError):
         return "", False
-    return _kind(support), _plain(fn) or _fits(fn)
+    trusted = not type(fn).__name__.startswith("Hurdle") and "Censored" not in type(fn).__name__
+    return _kind(support), trusted and (_plain(fn) or _fits(fn))
+
+
+def _all_alike(mixture):
+    """Have all components one support, of plain numbers?"""
+    first, *others = (_peeled(unwrap(d).support) for d in mixture.component_distributions)
+    ends = [getattr(first, name, None) for name in ("lower_bound", "upper_bound")]
+    return all(end is None or isinstance(end, int | float) for end in ends) and all(
+        _alike(first, o) for o in others
+    )

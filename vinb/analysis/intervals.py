@@ -173,31 +173,30 @@ def subtract(a: Interval, b: Interval) -> Interval:
 
 
 def multiply(a: Interval, b: Interval) -> Interval:
-    ends = [
-        _product(x, x_open, y, y_open)
-        for x, x_open in ((a.low, a.low_open), (a.high, a.high_open))
-        for y, y_open in ((b.low, b.low_open), (b.high, b.high_open))
-    ]
-    low = min(v for v, _ in ends)
-    high = max(v for v, _ in ends)
+    ends = [_product(x, y) for x in _ends(a) for y in _ends(b)]
+    low, high = min(v for v, _ in ends), max(v for v, _ in ends)
     low_open = all(o for v, o in ends if v == low)
     high_open = all(o for v, o in ends if v == high)
     # A zero inside one factor is attained whatever the other is.
-    if low == 0 and low_open and _has_zero(a, b):
-        low_open = False
-    if high == 0 and high_open and _has_zero(a, b):
-        high_open = False
-    return Interval(low, high, low_open, high_open)
+    has_zero = not (a.nonzero and b.nonzero)
+    return Interval(
+        low, high, low_open and not (low == 0 and has_zero), high_open and not (high == 0 and has_zero)
+    )
 
 
-def _has_zero(a, b):
-    return not a.nonzero or not b.nonzero
+def _ends(a):
+    """Both ends: value, openness, and on which side of it the interval lies."""
+    return (a.low, a.low_open, 1), (a.high, a.high_open, -1)
 
 
-def _product(x, x_open, y, y_open):
+def _product(first, second):
+    (x, x_open, x_side), (y, y_open, y_side) = first, second
+    if x == 0 and x_open and math.isinf(y) and not y_open:  # nothing but zero times infinity is not infinite
+        return x_side * y, False
+    if y == 0 and y_open and math.isinf(x) and not x_open:
+        return y_side * x, False
     if x == 0 or y == 0:
-        zeros = [o for v, o in ((x, x_open), (y, y_open)) if v == 0]
-        return 0.0, all(zeros)
+        return 0.0, all(o for v, o in ((x, x_open), (y, y_open)) if v == 0)
     value = x * y
     if math.isinf(value):
         return value, not ((math.isinf(x) and not x_open) or (math.isinf(y) and not y_open))

@@ -18,6 +18,7 @@ from numpyro.distributions.truncated import (
 
 from vinb.analysis import intervals as iv
 from vinb.analysis.abstract import Abstract, Level, Levels, composed, join
+from vinb.analysis.domains import INFLATED
 from vinb.analysis.interpreter import Interpreter
 from vinb.analysis.intervals import Interval
 
@@ -140,13 +141,22 @@ def density_rule(call: DensityCall):
 
 def domain_levels(fn: Distribution, name: str, argument: Abstract, site: str) -> Levels:
     """What follows for an argument that is not proved to lie in its domain."""
-    owners = (fn, fn.base_dist) if isinstance(fn, TRUNCATED) else (fn,)
-    constraint = next(type(o).arg_constraints[name] for o in owners if name in type(o).arg_constraints)
+    constraint = constraint_of(fn, name)
     if not argument.levels or in_domain(constraint, argument.interval):
         return {}
     return composed(
         ANY, argument.levels, f"{name} of {site} is in {argument.interval}, not proved {_words(constraint)}"
     )
+
+
+def owners(fn: Distribution) -> tuple[Distribution, ...]:
+    """The distributions that declare its arguments: itself, and what it truncates or inflates."""
+    return (fn, fn.base_dist) if isinstance(fn, (*TRUNCATED, *INFLATED)) else (fn,)
+
+
+def constraint_of(fn: Distribution, name: str):
+    """What NumPyro asks of an argument."""
+    return next(type(o).arg_constraints[name] for o in owners(fn) if name in type(o).arg_constraints)
 
 
 def in_domain(constraint, interval: Interval, *, closed: bool = False) -> bool:

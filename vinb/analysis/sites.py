@@ -29,7 +29,7 @@ from numpyro.primitives import Messenger
 from vinb.analysis.dependence import inner_jaxprs, tag
 from vinb.analysis.domains import WRAPPERS, is_numeric, static_interval, support_ends, support_kind, unwrap
 from vinb.analysis.intervals import Interval
-from vinb.analysis.signatures import TRUNCATED, DensityCall, DivergenceCall, signature_of
+from vinb.analysis.signatures import DensityCall, DivergenceCall, owners, signature_of
 from vinb.analysis.source import place
 
 try:
@@ -341,7 +341,7 @@ def _masks(fn):
 def given_arguments(base: Distribution) -> dict[str, tuple[Any, Distribution]]:
     """The arguments of a distribution that are arrays, each with the distribution that declares it."""
     given = {}
-    for owner in (base, base.base_dist) if isinstance(base, TRUNCATED) else (base,):
+    for owner in owners(base):
         for name in type(owner).arg_constraints:
             array = vars(owner).get(name)
             if array is not None and is_numeric(array):
@@ -488,7 +488,8 @@ def concrete(path: Path, output: tuple) -> np.ndarray | None:
     jaxpr, used = partial_eval.dce_jaxpr(path.jaxpr.jaxpr, wanted, instantiate=False)
     if any(used) or _has_tags(jaxpr):
         return None
-    return np.asarray(jax.jit(jaxpr_as_fun(ClosedJaxpr(jaxpr, path.jaxpr.consts)))()[0])
+    with jax.ensure_compile_time_eval():
+        return np.asarray(jaxpr_as_fun(ClosedJaxpr(jaxpr, path.jaxpr.consts))()[0])
 
 
 def _has_tags(jaxpr):

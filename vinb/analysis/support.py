@@ -8,14 +8,16 @@ ignored. It says nothing of whether the bound is finite or its gradient is what 
 violation, for some parameters at least.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from vinb.analysis.abstract import Abstract, Numbers
+from vinb.analysis.domains import inflated_base
 from vinb.analysis.evaluate import Evaluated, evaluate
-from vinb.analysis.signatures import in_domain
+from vinb.analysis.signatures import constraint_of, in_domain
 from vinb.analysis.sites import Path, TooManyPaths, Undecided, concrete, trace_paths
 from vinb.analysis.supports import Answer, Order, Support, Verdict, support_of, within
 from vinb.tables import Table
@@ -198,6 +200,7 @@ class _Pair:
         self.p, self.q, self.enum, self.strict_plates = p, q, enum, strict_plates
         self.assumptions: set[str] = set()
         self.found: list[Finding] = []
+        self.follows: dict[str, set[str]] = {}  # what a site's doubtful arguments depend on
 
     def findings(self) -> list[Finding]:
         model, guide = self.p.path, self.q.path
@@ -212,7 +215,11 @@ class _Pair:
                 self._observation(name)
             elif name in guide.sites and not guide.sites[name].observed:
                 self._common(name)
-        return self.found
+        # What follows from a wrong support is no finding of its own.
+        wrong = {f.site for f in self.found if f.kind == "support" and f.verdict == Verdict.INVALID}
+        return [
+            f for f in self.found if not (f.kind == "argument" and wrong & self.follows.get(f.site, set()))
+        ]
 
     def _add(self, name, kind, answer: Answer, line):
         if answer.verdict != Verdict.VALID:
@@ -283,7 +290,8 @@ class _Pair:
                 why = "the automatic guide maps its draw onto the support that it saw first, the model's may be another"
                 self._add(name, "support", Answer(Verdict.UNKNOWN, why), guide.line)
             return
-        self._add(name, "support", within(support_of(self.q, name), support_of(self.p, name)), guide.line)
+        answer = within(support_of(self.q, name), support_of(self.p, name))
+        self._add(name, "support", self._unmasked(name, answer), guide.line)
 
     def _moves(self, name) -> bool:
         """Is it made of what the guide draws, and not a point that is learnt?"""
@@ -329,14 +337,11 @@ class _Pair:
 
     def _arguments(self, result: Evaluated, name, label):
         site = result.path.sites[name]
-        owners = (site.fn, getattr(site.fn, "base_dist", site.fn))
         for argument, value in result.arguments(name).items():
-            constraint = next(
-                (type(o).arg_constraints[argument] for o in owners if argument in type(o).arg_constraints),
-                None,
-            )
-            if constraint is None or in_domain(constraint, value.interval, closed=True):
+            constraint = constraint_of(site.fn, argument)
+            if in_domain(constraint, value.interval, closed=True):
                 continue
+            self.follows.setdefault(name, set()).update(value.levels)
             why = f"{argument} of the {label}'s {type(site.fn).__name__} is in {value.interval}, not proved to satisfy {constraint}"
             self._add(name, "argument", Answer(Verdict.UNKNOWN, why), site.line)
 
@@ -354,7 +359,16 @@ class _Pair:
                     site.line,
                 )
             return
-        self._add(name, "observation", _observed(self.p, name, support, value), site.line)
+        self._add(
+            name, "observation", self._unmasked(name, _observed(self.p, name, support, value)), site.line
+        )
+
+    def _unmasked(self, name, answer: Answer) -> Answer:
+        """A violation may be of an element that is masked."""
+        masks = [concrete(self.p.path, what) for what in self.p.path.outputs if what[:2] == (name, "mask")]
+        if answer.verdict != Verdict.INVALID or all(mask is not None and mask.all() for mask in masks):
+            return answer
+        return Answer(Verdict.UNKNOWN, f"{answer.why}, unless it is masked", answer.witness)
 
 
 def _without_ones(shape):
@@ -392,7 +406,7 @@ def _inside(p, name, support, value, known) -> Answer:
         numbers = concrete(p.path, (name, side))
         if known is not None and numbers is not None:
             first, second = (numbers, known) if side == "lower" else (known, numbers)
-            if np.all(first <= second):
+            if np.all((first <= second) | ~_kept(p, name, np.broadcast_shapes(first.shape, second.shape))):
                 continue
             return Answer(
                 Verdict.INVALID,
@@ -418,6 +432,16 @@ def _inside(p, name, support, value, known) -> Answer:
     return Answer(Verdict.VALID)
 
 
+def _kept(p, name, shape) -> np.ndarray:
+    """Which elements of a value of single numbers are not masked, as far as that is known."""
+    kept = np.ones(shape, bool)
+    for what in p.path.outputs:
+        if what[:2] == (name, "mask") and (mask := concrete(p.path, what)) is not None:
+            with contextlib.suppress(ValueError):  # a mask of whole events
+                kept = kept & mask
+    return kept
+
+
 def _worst_value(known, side):
     return float(np.min(known) if side == "lower" else np.max(known))
 
@@ -434,7 +458,9 @@ def _satisfies(support, known) -> bool:
 
 def _observed_atoms(p, name, support, known) -> Answer:
     """The probability of what was observed."""
-    arguments, kind = p.arguments(name), type(support.fn).__name__
+    arguments, kind = p.arguments(name), type(inflated_base(support.fn)).__name__
+    if "gate" in arguments and not arguments["gate"].interval.below(1):
+        return Answer(Verdict.UNKNOWN, f"the gate of {type(support.fn).__name__} may be 1")
     if "logits" in arguments:
         if arguments["logits"].interval.finite:
             return Answer(Verdict.VALID)

@@ -8,6 +8,7 @@ from numpyro.distributions import Distribution
 
 from vinb.analysis import intervals as iv
 from vinb.analysis.abstract import Abstract
+from vinb.analysis.domains import inflated_base
 from vinb.analysis.evaluate import Evaluated
 from vinb.analysis.interpreter import Interpreter
 from vinb.analysis.sites import concrete
@@ -189,13 +190,11 @@ def _line(guide, model) -> Answer:
 
 
 def _side(guide, model, side) -> Answer:
-    limit = model.ends.get(side)
+    limit, end = (None if _is_infinite(s.ends.get(side), side) else s.ends.get(side) for s in (model, guide))
     if limit is None:
         return YES
-    end = guide.ends.get(side)
     if end is None:
-        infinite = -np.inf if side == "lower" else np.inf
-        if limit.interval.finite or (limit.interval.is_point and limit.interval.low != infinite):
+        if limit.interval.finite:
             return no(
                 f"the guide's {guide} is not bounded, the model's {model} is",
                 f"{guide.site!r} beyond {_bound(limit)}",
@@ -204,6 +203,11 @@ def _side(guide, model, side) -> Answer:
     if side == "lower":
         return _sides(end, None, guide, model, f"lower end of {guide.site!r}")
     return _sides(None, end, guide, model, f"upper end of {guide.site!r}")
+
+
+def _is_infinite(end, side):
+    infinite = -np.inf if side == "lower" else np.inf
+    return end is not None and end.interval.low == end.interval.high == infinite
 
 
 def _bound(end):
@@ -230,6 +234,10 @@ def _sides(low, high, guide, model, what, attained=True) -> Answer:
 
 def _elementwise(guide, model, side, value) -> bool:
     """Both ends as arrays of numbers, compared one by one."""
+    if any(
+        type(s.fn).__name__.startswith("Mixture") for s in (guide, model)
+    ):  # their last axis is no axis of the value
+        return False
     arrays = [
         concrete(s.result.path, (s.site, side))
         for s in (guide, model)
@@ -403,12 +411,14 @@ def _ends(result, name):
 
 def _atoms(guide, model) -> Answer:
     """Has each value of a discrete guide a positive probability in the model?"""
-    name = type(model.fn).__name__
-    arguments = model.result.arguments(model.site)
+    fn = inflated_base(model.fn)
+    name, arguments = type(fn).__name__, model.result.arguments(model.site)
+    if "gate" in arguments and not arguments["gate"].interval.below(1):
+        return unknown(f"the gate of the model's {type(model.fn).__name__} may be 1")
     if "logits" in arguments:
         if arguments["logits"].interval.finite:
             return YES
-        zero = _concrete(model, "logits", lambda a: np.isneginf(a))
+        zero = _concrete(model, "logits", np.isneginf)
     elif "rate" in arguments and name == "Poisson":
         return (
             YES
