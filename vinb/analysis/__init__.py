@@ -8,6 +8,7 @@ import importlib
 
 from vinb.analysis.abstract import Level
 from vinb.analysis.dependence import dependence, tag
+from vinb.analysis.integrability import integrability
 from vinb.analysis.smoothness import Selection, SmoothnessReport, select_pathwise, smoothness
 from vinb.analysis.support import Finding, SupportReport, assert_support_match, support_match
 from vinb.analysis.supports import Verdict
@@ -22,6 +23,7 @@ __all__ = [
     "assert_support_match",
     "audit",
     "dependence",
+    "integrability",
     "select_pathwise",
     "smoothness",
     "support_match",

@@ -261,7 +261,7 @@ class Interpreter:
         term = self.numbers.terms.get(value.number)
         if term is None or term[0] != name:
             return None
-        return [self.latest[number] for number, _ in term[1]]
+        return [self.latest[number] for number, _ in term[1] if number in self.latest]
 
     def _positive_part(self, value):
         """``x`` of ``max(x, 0)``."""

@@ -59,6 +59,7 @@ class SupportReport:
     findings: tuple[Finding, ...]
     paths: tuple[int, int]
     assumptions: tuple[str, ...] = ()
+    subject: str = "support match"
 
     def table(self) -> Table:
         rows = [
@@ -71,16 +72,8 @@ class SupportReport:
             )
             for f in self.findings
         ]
-        rows = rows or [
-            (
-                "all",
-                "support",
-                "VALID",
-                "the model's density is positive at almost every draw of the guide",
-                "",
-            )
-        ]
-        caption = "; ".join([f"support match: {self.verdict}", *self.assumptions])
+        rows = rows or [("all", self.subject, str(self.verdict), "nothing found", "")]
+        caption = "; ".join([f"{self.subject}: {self.verdict}", *self.assumptions])
         return Table(("site", "what", "verdict", "why", "where"), rows, caption=caption)
 
     def __str__(self):
@@ -128,7 +121,7 @@ def support_match(
     for guide_path in traced["guide"]:
         q = evaluate(guide_path, numbers)
         for model_path in traced["model"]:
-            p = evaluate(model_path, numbers, _draws(q))
+            p = evaluate(model_path, numbers, draws_of(q))
             if not _compatible(p, q):
                 continue
             check = _Pair(p, q, enum, strict_plates)
@@ -160,7 +153,7 @@ def _stopped(label, error, verdict, kind):
     return SupportReport(verdict, (Finding(label, kind, f"{type(error).__name__}: {text}", verdict),), (0, 0))
 
 
-def _draws(q: Evaluated) -> dict:
+def draws_of(q: Evaluated) -> dict:
     """What the guide's sites give to the model: intervals, and the values of those that are assigned."""
     latent = {name: site for name, site in q.path.sites.items() if not site.observed}
     return {name: q[name, "value"] if site.assigned else q.intervals[name] for name, site in latent.items()}

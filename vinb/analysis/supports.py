@@ -252,6 +252,12 @@ def _elementwise(guide, model, side, value) -> bool:
     return bool(np.all(first >= second if side == "lower" else first <= second))
 
 
+def latest(number: int, interpreters: list[Interpreter]) -> Abstract:
+    """The value with this number, as one of the interpreters saw it last."""
+    known = (i.latest[number] for i in interpreters if number in i.latest)
+    return next(known, Abstract(iv.ANYTHING, {}, number))
+
+
 class Order:
     """Which of two abstract values is the larger, for all values of the inputs or for some."""
 
@@ -381,7 +387,7 @@ class Order:
         return term[0], [self._latest(number) for number, _ in term[1]]
 
     def _latest(self, number):
-        return next(i.latest[number] for i in self.interpreters if number in i.latest)
+        return latest(number, self.interpreters)
 
 
 _INCREASING = (
