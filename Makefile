@@ -35,7 +35,7 @@ expected: $(READY)  ## refresh tests/expected/*.json from smoke runs
 	@$(BIN)/python ci/expected.py $(NOTEBOOKS)
 
 benchmarks: $(READY)  ## print the benchmarks' tables
-	@for name in vae_step estimators correctness bayesian_layers changepoints; do $(BIN)/python ci/benchmarks/$$name.py || exit 1; done
+	@for name in vae_step estimators correctness bayesian_layers changepoints analysis; do $(BIN)/python ci/benchmarks/$$name.py || exit 1; done
 
 lab: $(READY)  ## start JupyterLab in notebooks/
 	@cd notebooks && ../$(BIN)/jupyter lab

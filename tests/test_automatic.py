@@ -78,9 +78,15 @@ def test_it_is_unbiased_where_plain_pathwise_is_not():
 @pytest.mark.parametrize(
     ("fn", "kind"),
     [
-        (lambda z: z**2, "Pathwise"), (jax.nn.relu, "Pathwise"), (lambda z: jnp.where(z > 0, 1.0, 0.0), "ScoreFunction"), (jnp.floor, "ScoreFunction"),
-        (lambda z: jnp.sqrt(jnp.abs(z)), "ScoreFunction"), (lambda z: 1 / z, "ScoreFunction"), (lambda z: jax.jit(jnp.sin)(z), "Pathwise"),
-        (lambda z: jax.lax.cond(z > 0, jnp.sin, jnp.cos, z), "ScoreFunction"), (lambda z: jnp.sum(jnp.linalg.qr(z * jnp.eye(2))[0]), "ScoreFunction"),
+        (lambda z: z**2, "Pathwise"),
+        (jax.nn.relu, "Pathwise"),
+        (lambda z: jnp.where(z > 0, 1.0, 0.0), "ScoreFunction"),
+        (jnp.floor, "ScoreFunction"),
+        (lambda z: jnp.sqrt(jnp.abs(z)), "ScoreFunction"),
+        (lambda z: 1 / z, "ScoreFunction"),
+        (lambda z: jax.jit(jnp.sin)(z), "Pathwise"),
+        (lambda z: jax.lax.cond(z > 0, jnp.sin, jnp.cos, z), "ScoreFunction"),
+        (lambda z: jnp.sum(jnp.linalg.qr(z * jnp.eye(2))[0]), "ScoreFunction"),
     ],
 )  # fmt: skip
 def test_costs(fn, kind):
@@ -186,9 +192,9 @@ def test_the_gradient_is_that_of_the_strategies_it_chose():
 def test_wrong_names_are_refused():
     with pytest.raises(TypeError, match="'auto'"):
         elbo(jump, normals).with_strategies("automatic")
+    wrong = expectation(lambda: numpyro.sample("z", dist.Normal(0.0, 1.0), infer={"gradient": "score"}))
     with pytest.raises(TypeError, match=r"Auto\(\)"):
-        cost_of = expectation(lambda: numpyro.sample("z", dist.Normal(0.0, 1.0), infer={"gradient": "score"}))
-        cost_of({}, KEY)
+        wrong({}, KEY)
 
 
 # ---- the audit

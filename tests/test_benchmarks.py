@@ -183,3 +183,14 @@ def test_changepoints_writes_its_rows_and_the_ways_agree(load, tmp_path, capsys)
     assert "time grows like n^" in out
     assert "time grows like m^" in out
     assert "value and gradient in" in out
+
+
+def test_analysis_writes_its_rows(load, tmp_path, capsys):
+    path = tmp_path / "rows.json"
+    assert load("analysis").main(["--json", str(path), "--rounds", "1", "--pairs", "spnor", "dpmm"]) == 0
+    rows = json.loads(path.read_text())
+    assert [row["case"] for row in rows] == [
+        f"{name}, {part}, small" for name in ("spnor", "dpmm") for part in ("model", "guide")
+    ]
+    assert all(row["seconds"] > 0 and row["equations"] > 0 for row in rows)
+    assert "spnor" in capsys.readouterr().out

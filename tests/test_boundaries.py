@@ -548,3 +548,19 @@ def test_random_programs_against_the_score_function(seed):
 @pytest.mark.parametrize("seed", range(2, 102))
 def test_many_random_programs_against_the_score_function(seed):
     check_random_program(seed)
+
+
+def test_explain_tells_of_a_pole_beside_the_branches():
+    def program(fn):
+        def cost():
+            z = numpyro.sample(
+                "z", dist.Normal(numpyro.param("loc", 0.3), 1.0), infer={"gradient": PathwiseWithBoundaries()}
+            )
+            return fn(z)
+
+        return str(explain(cost)(init(cost, jax.random.key(0)), jax.random.key(0)))
+
+    assert "'div'" in program(lambda z: z / jnp.abs(z))
+    assert "apart from" not in program(
+        lambda z: jnp.where(z > 0, 1.0, -1.0) * z + jnp.sign(z) + jnp.log1p(z**2)
+    )

@@ -29,7 +29,10 @@ def learnt(make, low=0.0):
 @pytest.mark.parametrize(
     ("posterior", "verdict"),
     [
-        (dist.Uniform(0.0, 10.0), "INVALID"), (dist.HalfNormal(1.0), "INVALID"), (dist.Exponential(1.0), "INVALID"), (dist.Gamma(2.0, 1.0), "INVALID"),
+        (dist.Uniform(0.0, 10.0), "INVALID"),
+        (dist.HalfNormal(1.0), "INVALID"),
+        (dist.Exponential(1.0), "INVALID"),
+        (dist.Gamma(2.0, 1.0), "INVALID"),
         (dist.Gamma(1.5, 1.0), "INVALID"), (learnt(lambda a: dist.Gamma(a, 1.0)), "INVALID"), (dist.Uniform(0.1, 10.0), "VALID"),
     ],
 )  # fmt: skip
@@ -78,8 +81,13 @@ def normal_pair(mean, scale):
 @pytest.mark.parametrize(
     ("mean", "scale", "verdict"),
     [
-        (lambda z: z, lambda z: 1.0, "VALID"), (lambda z: z**3, jnp.exp, "VALID"), (jnp.exp, jax.nn.softplus, "VALID"), (jnp.tanh, jnp.exp, "VALID"),
-        (lambda z: jnp.exp(z**2), lambda z: 1.0, "UNKNOWN"), (lambda z: z, lambda z: jnp.exp(z**2), "UNKNOWN"), (lambda z: z, lambda z: jnp.abs(z), "UNKNOWN"),
+        (lambda z: z, lambda z: 1.0, "VALID"),
+        (lambda z: z**3, jnp.exp, "VALID"),
+        (jnp.exp, jax.nn.softplus, "VALID"),
+        (jnp.tanh, jnp.exp, "VALID"),
+        (lambda z: jnp.exp(z**2), lambda z: 1.0, "UNKNOWN"),
+        (lambda z: z, lambda z: jnp.exp(z**2), "UNKNOWN"),
+        (lambda z: z, lambda z: jnp.abs(z), "UNKNOWN"),
         (lambda z: jax.nn.relu(z) @ jnp.ones(3) if z.ndim else jax.nn.relu(z), lambda z: 0.1 + z**2, "VALID"),
     ],
 )  # fmt: skip

@@ -1,4 +1,5 @@
-"""The interpreter of jaxprs: intervals against evaluation, levels of single functions, loops, calls, and what it must not believe."""
+"""The interpreter of jaxprs: intervals against evaluation, levels of single functions, loops, calls, and what it must not
+believe."""
 
 import jax
 import jax.numpy as jnp
@@ -35,14 +36,19 @@ def level(fn, *inputs, shape=()):
 # ---- intervals
 
 FUNCTIONS = [
-    (lambda x: jnp.exp(x) / (1 + jnp.exp(x)), REAL), (lambda x: jnp.sqrt(x * x + 1), REAL), (lambda x: jnp.log(2 + jnp.sin(x)), REAL),
+    (lambda x: jnp.exp(x) / (1 + jnp.exp(x)), REAL),
+    (lambda x: jnp.sqrt(x * x + 1), REAL),
+    (lambda x: jnp.log(2 + jnp.sin(x)), REAL),
     (lambda x: jnp.clip(x, -1, 2) ** 3, REAL), (lambda x: jnp.maximum(x, 0.5) * jnp.minimum(x, 3.0), POSITIVE),
     (lambda x: jnp.where(x > 1, x, 2.0), POSITIVE), (lambda x: jnp.where(x < 1, 1.0, x), REAL), (jax.nn.softplus, REAL),
     (lambda x: jnp.cumprod(jnp.stack([x, 1 - x, x])), UNIT), (lambda x: jnp.stack([x, -x]).sum(), UNIT),
     (lambda x: lax.fori_loop(0, 4, lambda i, c: c * 0.5 + x, x), UNIT), (lambda x: jnp.floor(3 * x), UNIT),
     (lambda x: (3 * x).astype(int), REAL), (lambda x: jnp.dot(jnp.stack([x, x]), jnp.array([1.0, 2.0])), UNIT),
-    (lambda x: lax.cond(x > 0.3, lambda y: y, lambda y: y - 1, x), UNIT), (lambda x: jnp.tanh(x) * jax.nn.relu(x), Interval(-2.0, 1.0)),
-    (lambda x: jnp.abs(x - 0.5), UNIT), (lambda x: jnp.var(jnp.stack([x, 2 * x, 0.0])), REAL), (lambda x: logsumexp(jnp.stack([x, 0.0])), REAL),
+    (lambda x: lax.cond(x > 0.3, lambda y: y, lambda y: y - 1, x), UNIT),
+    (lambda x: jnp.tanh(x) * jax.nn.relu(x), Interval(-2.0, 1.0)),
+    (lambda x: jnp.abs(x - 0.5), UNIT),
+    (lambda x: jnp.var(jnp.stack([x, 2 * x, 0.0])), REAL),
+    (lambda x: logsumexp(jnp.stack([x, 0.0])), REAL),
     (lambda x: jax.nn.softmax(jnp.stack([x, 0.0])), REAL), (lambda x: jnp.rint(2 * x) % 3, POSITIVE), (lambda x: x**2.5, POSITIVE),
     (lambda x: jnp.sort(jnp.stack([x, 1 - x]))[0], UNIT), (lambda x: lax.while_loop(lambda c: c < 5, lambda c: c + 1, x), UNIT),
     (lambda x: jnp.linalg.norm(jnp.stack([x, 1.0])), REAL), (lambda x: jnp.pad(jnp.exp(x)[None], 1), REAL),
@@ -67,7 +73,8 @@ def test_values_lie_in_the_interval(which):
         (jnp.exp, REAL, POSITIVE), (jax.nn.sigmoid, REAL, UNIT), (jax.nn.softplus, REAL, POSITIVE),
         (lambda x: jnp.exp(x) + 0.1, REAL, Interval(0.1)), (lambda x: 1 / (jnp.exp(x) @ jnp.exp(x)), REAL, POSITIVE),
         (lambda x: 10 * jax.nn.sigmoid(x), REAL, Interval(0.0, 10.0)), (lambda x: jnp.where(x > 0, x, 1.0), REAL, POSITIVE),
-        (lambda x: jnp.maximum(x, 0.0), REAL, iv.NONNEGATIVE), (lambda x: jnp.square(x - x.mean()).mean() + 1e-5, REAL, iv.Interval(1e-5, np.inf, False)),
+        (lambda x: jnp.maximum(x, 0.0), REAL, iv.NONNEGATIVE),
+        (lambda x: jnp.square(x - x.mean()).mean() + 1e-5, REAL, iv.Interval(1e-5, np.inf, False)),
     ],
 )  # fmt: skip
 def test_intervals_are_sharp_where_it_matters(fn, given, expected):
@@ -111,19 +118,51 @@ def test_shift_is_undone_only_if_it_is_the_same_along_the_sum():
 @pytest.mark.parametrize(
     ("fn", "shape", "expected"),
     [
-        (lambda x: log_softmax(x, -1), (2, 3), DIFF), (lambda x: log_softmax(x, 0), (2, 3), DIFF), (lambda x: jax.nn.softmax(x, 0), (3, 3), DIFF),
-        (lambda x: logsumexp(x, b=jnp.array([1.0, 2.0, 0.5])), (3,), DIFF), (lambda x: x - logsumexp(x, -1, keepdims=True), (3, 3), DIFF),
+        (lambda x: log_softmax(x, -1),
+        (2, 3), DIFF),
+        (lambda x: log_softmax(x, 0),
+        (2, 3), DIFF),
+        (lambda x: jax.nn.softmax(x, 0),
+        (3, 3), DIFF),
+        (lambda x: logsumexp(x, b=jnp.array([1.0, 2.0, 0.5])),
+        (3,), DIFF),
+        (lambda x: x - logsumexp(x, -1, keepdims=True),
+        (3, 3), DIFF),
         (lambda x: logsumexp(jnp.where(jnp.array([True, False, True]), x, -jnp.inf)), (3,), ANY),
         (lambda x: jnp.log(jnp.mean(jnp.exp(x - x.max()))) + x.max(), (3,), DIFF), (lambda x: x.max() - logsumexp(x), (3,), LIP),
         (lambda x: jax.nn.softmax(jax.nn.relu(x)), (3,), LIP), (lambda x: jnp.exp(x - x.max()).sum(), (3,), LIP),
         (lambda x: jnp.logaddexp(x, 1.0), (), DIFF), (lambda x: jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x))), (), DIFF),
-        (lambda x: jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(2 * x))), (), LIP), (jax.nn.gelu, (), DIFF), (jax.nn.silu, (), DIFF),
-        (jax.nn.leaky_relu, (), LIP), (jax.nn.elu, (), LIP), (lambda x: jnp.where(x > 0, x, 0.0), (), ANY), (lambda x: xlogy(x, x), (), ANY),
-        (lambda x: x * jnp.sign(x), (), ANY), (lambda x: jnp.sign(jnp.exp(x)) * x, (), DIFF), (lambda x: jnp.where(x == x, x, 0.0), (), DIFF),
-        (lambda x: jnp.where(jnp.isnan(x), 0.0, x), (), DIFF), (lambda x: jnp.nan_to_num(x), (), DIFF), (lambda x: x[jnp.argmax(x)], (3,), ANY),
-        (lambda x: jnp.linalg.slogdet(x @ x.T + jnp.eye(3))[0] * x, (3, 3), ANY), (lambda x: jnp.linalg.cholesky(x @ x.T + jnp.eye(3)), (3, 3), DIFF),
-        (lambda x: jnp.linalg.eigh(x + x.T)[0], (3, 3), DIFF), (lambda x: jnp.linalg.eigh(x + x.T)[1], (3, 3), ANY), (jnp.fft.fft, (4,), DIFF),
-        (lambda x: jnp.convolve(x, x), (4,), DIFF), (lambda x: x.astype(jnp.float8_e4m3fn), (), ANY), (lambda x: lax.top_k(x, 2)[0], (3,), LIP),
+        (lambda x: jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(2 * x))),
+        (), LIP),
+        (jax.nn.gelu, (), DIFF),
+        (jax.nn.silu, (), DIFF),
+        (jax.nn.leaky_relu, (), LIP),
+        (jax.nn.elu, (), LIP),
+        (lambda x: jnp.where(x > 0, x, 0.0),
+        (), ANY),
+        (lambda x: xlogy(x, x),
+        (), ANY),
+        (lambda x: x * jnp.sign(x),
+        (), ANY),
+        (lambda x: jnp.sign(jnp.exp(x)) * x, (), DIFF),
+        (lambda x: jnp.where(x == x, x, 0.0),
+        (), DIFF),
+        (lambda x: jnp.where(jnp.isnan(x), 0.0, x),
+        (), DIFF),
+        (lambda x: jnp.nan_to_num(x),
+        (), DIFF),
+        (lambda x: x[jnp.argmax(x)], (3,), ANY),
+        (lambda x: jnp.linalg.slogdet(x @ x.T + jnp.eye(3))[0] * x, (3, 3), ANY),
+        (lambda x: jnp.linalg.cholesky(x @ x.T + jnp.eye(3)),
+        (3, 3), DIFF),
+        (lambda x: jnp.linalg.eigh(x + x.T)[0], (3, 3), DIFF),
+        (lambda x: jnp.linalg.eigh(x + x.T)[1], (3, 3), ANY),
+        (jnp.fft.fft, (4,), DIFF),
+        (lambda x: jnp.convolve(x, x),
+        (4,), DIFF),
+        (lambda x: x.astype(jnp.float8_e4m3fn),
+        (), ANY),
+        (lambda x: lax.top_k(x, 2)[0], (3,), LIP),
     ],
 )  # fmt: skip
 def test_levels(fn, shape, expected):
@@ -218,7 +257,8 @@ def test_every_rule_is_of_a_primitive():
     """A misspelt name would be a rule that never applies."""
     from jax.extend.core import primitives
 
-    from vinb.analysis.interpreter import _SPECIAL
+    from vinb.analysis.forms import FORMS
+    from vinb.analysis.loops import CONTROL_FLOW
     from vinb.analysis.rules import RULES
 
     known = {p.name for p in vars(primitives).values() if hasattr(p, "name")}
@@ -235,7 +275,7 @@ def test_every_rule_is_of_a_primitive():
         "unstack",
     }
     own |= {"cumlogsumexp", "split", "scatter-sub", "optimization_barrier"}
-    assert (set(RULES) | set(_SPECIAL)) - known <= own
+    assert (set(RULES) | set(FORMS) | set(CONTROL_FLOW)) - known <= own
 
 
 def test_every_signature_is_of_a_distribution():

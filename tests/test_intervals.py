@@ -44,9 +44,13 @@ def holds(interval, number, slack=0.0):
 
 UNARY = {
     "negate": (iv.negate, np.negative), "square": (iv.square, np.square), "absolute": (iv.absolute, np.abs),
-    "exp": (iv.exp, np.exp), "cube": (lambda a: iv.power(a, 3), lambda x: x**3), "fourth": (lambda a: iv.power(a, 4), lambda x: x**4),
+    "exp": (iv.exp, np.exp),
+    "cube": (lambda a: iv.power(a, 3), lambda x: x**3),
+    "fourth": (lambda a: iv.power(a, 4), lambda x: x**4),
     "inverse square": (lambda a: iv.power(a, -2), lambda x: x**-2.0), "reciprocal": (iv.reciprocal, lambda x: 1 / x),
-    "log": (iv.log, np.log), "sqrt": (iv.sqrt, np.sqrt), "logistic": (iv.within(iv.UNIT, iv.increasing(special.expit)), special.expit),
+    "log": (iv.log, np.log),
+    "sqrt": (iv.sqrt, np.sqrt),
+    "logistic": (iv.within(iv.UNIT, iv.increasing(special.expit)), special.expit),
     "erfc": (iv.within(Interval(0.0, 2.0), iv.decreasing(special.erfc)), special.erfc),
 }  # fmt: skip
 BINARY = {

@@ -1,7 +1,7 @@
 """One look at a model and a guide before they are trained: supports, smoothness, strategies, and measured noise.
 
-Design notes. This is ``vinb.analysis.audit``. It stands above the room of that name because it measures gradients, for which it needs
-objectives and estimators.
+Design notes. This is ``vinb.analysis.audit``. It stands above the room of that name because it measures gradients, for which
+it needs objectives and estimators.
 """
 
 import math
@@ -238,8 +238,8 @@ def _smoothness_advice(selection: Selection, name: str) -> list[str]:
     causes = [report.causes[name] for report in (selection.model, selection.guide) if name in report.causes]
     cause = f" ({causes[0]})" if causes else ""
     return [
-        f"a jump{cause} keeps it from being pathwise: if the sides meet there, write it with jnp.maximum, jax.nn.relu or abs; if it is "
-        "a comparison of affine values, PathwiseWithBoundaries() is unbiased"
+        f"a jump{cause} keeps it from being pathwise: if the sides meet there, write it with jnp.maximum, jax.nn.relu or abs; "
+        "if it is a comparison of affine values, PathwiseWithBoundaries() is unbiased"
     ]
 
 
@@ -261,9 +261,12 @@ class _Noise:
         names = tuple(n for n in names if n in self.mean)
         if not names:
             return None
-        total = lambda tree, power: sum(
-            float(np.sum(np.abs(x) ** power)) for n in names for x in jax.tree.leaves(tree[n])
-        )
+
+        def total(tree, power):
+            return sum(
+                float(np.sum(np.abs(leaf) ** power)) for n in names for leaf in jax.tree.leaves(tree[n])
+            )
+
         signal = math.sqrt(total(self.mean, 2))
         return math.sqrt(total(self.variance, 1)) / signal if signal > 0 else math.inf
 

@@ -10,8 +10,8 @@ from vinb.analysis.abstract import Level
 from vinb.analysis.dependence import dependence, tag
 from vinb.analysis.integrability import integrability
 from vinb.analysis.smoothness import Selection, SmoothnessReport, select_pathwise, smoothness
-from vinb.analysis.support import Finding, SupportReport, assert_support_match, support_match
-from vinb.analysis.supports import Verdict
+from vinb.analysis.support import assert_support_match, support_match
+from vinb.analysis.verdicts import Finding, SupportReport, Verdict
 
 __all__ = [
     "Finding",

@@ -212,8 +212,8 @@ def closed_interval(constraint) -> Interval:
 
 
 def support_kind(fn: Distribution) -> tuple[str, bool]:
-    """``interval`` or ``integers``, ``point``, ``factor``, ``one-hot``, the name of a set of vectors, or an empty string where it is
-    not known; and whether it is the whole support, or only a set around it is known."""
+    """``interval`` or ``integers``, ``point``, ``factor``, ``one-hot``, the name of a set of vectors, or an empty string
+    where it is not known; and whether it is the whole support, or only a set around it is known."""
     if isinstance(fn, Delta):
         return "point", True
     if isinstance(fn, Unit):  # of numpyro.factor

@@ -1,10 +1,11 @@
 """Is a lower bound finite? How fast log densities grow in the guide's draws, against the guide's tails (lee2020verifiedsvi).
 
-Design notes. The bound needs ``E_q |log q - log p|`` to be finite. A value's growth in the draws is one of five classes, closed under
-sums and products: bounded, linear, polynomial, exponential of a linear function, and faster or not known; beside it stands the class of the
-value's reciprocal. Both follow from what the value was computed from (``abstract.Numbers``). A normal guide whose mean and standard deviation are
-bounded integrates all classes but the last; one whose own are polynomial has all moments. Near an end at zero a density like
-``s^(a-1)`` integrates ``s^-k`` only for ``a > k``: a scale that the guide draws near zero makes the bound infinite.
+Design notes. The bound needs ``E_q |log q - log p|`` to be finite. A value's growth in the draws is one of five classes,
+closed under sums and products: bounded, linear, polynomial, exponential of a linear function, and faster or not known; beside
+it stands the class of the value's reciprocal. Both follow from what the value was computed from (``abstract.Numbers``). A
+normal guide whose mean and standard deviation are bounded integrates all classes but the last; one whose own are polynomial
+has all moments. Near an end at zero a density like ``s^(a-1)`` integrates ``s^-k`` only for ``a > k``: a scale that the guide
+draws near zero makes the bound infinite.
 """
 
 import math
@@ -15,9 +16,10 @@ from typing import NamedTuple
 from vinb.analysis.abstract import Abstract, Numbers
 from vinb.analysis.evaluate import Evaluated, evaluate
 from vinb.analysis.intervals import Interval
+from vinb.analysis.order import latest
 from vinb.analysis.sites import SiteInfo, trace_paths
-from vinb.analysis.support import Finding, SupportReport, draws_of
-from vinb.analysis.supports import Verdict, latest
+from vinb.analysis.support import draws_of
+from vinb.analysis.verdicts import Finding, SupportReport, Verdict
 
 
 class Growth(IntEnum):
@@ -304,9 +306,9 @@ def integrability(
         args, kwargs: their arguments, with the data.
 
     Returns:
-        A report. ``VALID``: every log density grows no faster than the guide's tails integrate, so the bound is finite for all parameters.
-        ``INVALID``: the guide draws a scale so near to zero that the bound is minus infinity, for some parameters at least. ``UNKNOWN``:
-        neither; most models with other than normal guides.
+        A report. ``VALID``: every log density grows no faster than the guide's tails integrate, so the bound is finite for
+        all parameters. ``INVALID``: the guide draws a scale so near to zero that the bound is minus infinity, for some
+        parameters at least. ``UNKNOWN``: neither; most models with other than normal guides.
 
     Raises:
         ValueError: as :func:`vinb.analysis.smoothness`.

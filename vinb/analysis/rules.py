@@ -115,6 +115,11 @@ def _scatter_added(shapes, params, operand, indices, updates):
     return iv.add(operand, iv.hull(iv.ZERO, iv.times(updates, count))) if count else operand
 
 
+def _remainder(a, b):
+    return iv.hull(iv.ZERO, iv.minimum(a, iv.absolute(b))) if a.nonnegative and b.nonzero else ANYTHING
+
+
+_LOG1P = iv.increasing(np.log1p)
 _lgamma = lambda a: Interval(-0.1214862905, np.inf) if a.positive else ANYTHING  # noqa: E731
 _UNIT_OPEN = Interval(-1.0, 1.0)
 
@@ -129,7 +134,7 @@ RULES: dict[str, Rule] = {
     "dot_general": Rule(DIFF, _dot, sized=True),
     "conv_general_dilated": Rule(DIFF, _sum_of(_filter_size), sized=True),
     "reduce_sum": Rule(DIFF, lambda s, p, a: iv.times(a, _reduced(s, p)), sized=True),
-    "reduce_prod": Rule(DIFF, lambda s, p, a: iv.repeated_product(a, _reduced(s, p)) if _reduced(s, p) else iv.point(1), sized=True),
+    "reduce_prod": Rule(DIFF, lambda s, p, a: iv.repeated_product(a, n) if (n := _reduced(s, p)) else iv.point(1), sized=True),
     "cumsum": Rule(DIFF, lambda s, p, a: iv.repeated(a, _along(s, p)), sized=True),
     "cumprod": Rule(DIFF, lambda s, p, a: iv.repeated_product(a, _along(s, p)), sized=True),
     "cumlogsumexp": Rule(DIFF, lambda s, p, a: iv.hull(a, iv.add(a, iv.point(np.log(max(_along(s, p), 1))))), sized=True),
@@ -168,7 +173,7 @@ RULES: dict[str, Rule] = {
     # differentiable on a part of the line
     "div": Rule(lambda a, b: (DIFF, DIFF if b.nonzero else ANY), iv.divide),
     "log": Rule(when(positive), iv.log),
-    "log1p": Rule(when(lambda a: a.above(-1)), lambda a: iv.log(iv.add(a, iv.point(1))) if a.low < 0 else iv.increasing(np.log1p)(a)),
+    "log1p": Rule(when(lambda a: a.above(-1)), lambda a: iv.log(iv.add(a, iv.point(1))) if a.low < 0 else _LOG1P(a)),
     "sqrt": Rule(lambda a: DIFF if a.positive else CONT if a.nonnegative else ANY, iv.sqrt),
     "rsqrt": Rule(when(positive), lambda a: iv.reciprocal(iv.sqrt(a)) if a.positive else ANYTHING),
     "cbrt": Rule(when(lambda a: a.nonzero, CONT), iv.increasing(np.cbrt)),
@@ -208,7 +213,7 @@ RULES: dict[str, Rule] = {
     "floor": Rule(ANY, iv.increasing(np.floor)),
     "ceil": Rule(ANY, iv.increasing(np.ceil)),
     "round": Rule(ANY, iv.increasing(np.round)),
-    "rem": Rule(ANY, lambda a, b: iv.hull(iv.ZERO, iv.minimum(a, iv.absolute(b)), iv.ZERO) if a.nonnegative and b.nonzero else ANYTHING),
+    "rem": Rule(ANY, _remainder),
     "reduce_and": Rule(ANY, _first),
     "reduce_or": Rule(ANY, _first),
     "argmax": Rule(ANY, lambda s, p, a: iv.closed(0, max(int(np.prod([s[0][k] for k in p["axes"]])) - 1, 0)), sized=True),

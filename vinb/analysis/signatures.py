@@ -1,8 +1,8 @@
 """How smooth each log density of NumPyro is in its value and its arguments, and which values these may take.
 
-A distribution that is in the table is taken as smooth as the table says (continuously differentiable in every argument
-where nothing else is written), as long as each argument is proved to lie in the open domain that NumPyro declares for it. Of any other
-distribution the jaxpr of its ``log_prob`` is interpreted. Ends of a support are steps, whatever the distribution.
+A distribution that is in the table is taken as smooth as the table says (continuously differentiable in every argument where
+nothing else is written), as long as each argument is proved to lie in the open domain that NumPyro declares for it. Of any
+other distribution the jaxpr of its ``log_prob`` is interpreted. Ends of a support are steps, whatever the distribution.
 """
 
 from collections.abc import Mapping
@@ -160,7 +160,8 @@ def constraint_of(fn: Distribution, name: str):
 
 
 def in_domain(constraint, interval: Interval, *, closed: bool = False) -> bool:
-    """Is an argument with this interval under a constraint of NumPyro? In its interior, unless ``closed``; probabilities may be 0 or 1."""
+    """Is an argument with this interval under a constraint of NumPyro? In its interior, unless ``closed``; probabilities may
+    be 0 or 1."""
     while hasattr(constraint, "base_constraint"):
         constraint = constraint.base_constraint
     if constraint is constraints.simplex:

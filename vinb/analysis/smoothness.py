@@ -1,10 +1,12 @@
-"""How smooth a NumPyro program's log density is in each draw and parameter, and which guide sites may be pathwise (lee2023smoothness).
+"""How smooth a NumPyro program's log density is in each draw and parameter, and which guide sites may be pathwise
+(lee2023smoothness).
 
-Design notes. The soundness claim: where the report says that a set of inputs is at level L or better, the log density is jointly L in
-them on the product of their open supports and constraints, for all values of the other inputs, provided that the program's jaxpr does
-not depend on anything else, that the tables in ``rules`` and ``signatures`` are right, and that the assumptions in the report hold.
-Numbers are real: an ``exp`` does not round to zero. What is written with a comparison, as ``jnp.where(z > 0, z, 0)``, counts
-as a jump even where its sides meet: say ``jax.nn.relu``, ``jnp.maximum`` or ``abs`` instead.
+Design notes. The soundness claim: where the report says that a set of inputs is at level L or better, the log density is
+jointly L in them on the product of their open supports and constraints, for all values of the other inputs, provided that the
+program's jaxpr does not depend on anything else, that the tables in ``rules`` and ``signatures`` are right, and that the
+assumptions in the report hold. Numbers are real: an ``exp`` does not round to zero. What is written with a comparison, as
+``jnp.where(z > 0, z, 0)``, counts as a jump even where its sides meet: say ``jax.nn.relu``, ``jnp.maximum`` or ``abs``
+instead.
 """
 
 from collections.abc import Callable
@@ -232,9 +234,8 @@ def select_pathwise(
     """Choose the sites of a guide whose samples may be differentiated (lee2023smoothness, the selective pathwise gradient).
 
     Args:
-        model, guide: NumPyro programs of the same arguments.
-        args, kwargs: their arguments.
-        level: what the densities must be in a site's value: ``Level.LIP`` (derivatives are right almost everywhere) or ``Level.DIFF``.
+        model, guide: NumPyro programs of the same arguments. args, kwargs: their arguments. level: what the densities must be
+        in a site's value: ``Level.LIP`` (derivatives are right almost everywhere) or ``Level.DIFF``.
 
     Returns:
         A :class:`Selection`.

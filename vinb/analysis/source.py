@@ -9,8 +9,8 @@ except ImportError:  # pragma: no cover
 
 # Primitives whose outputs are those of the one jaxpr that they carry.
 CALLS = frozenset(
-    ["jit", "pjit", "closed_call", "core_call", "call", "remat", "remat2", "checkpoint"]
-    + ["custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_vmap_call"]
+    {"jit", "pjit", "closed_call", "core_call", "call", "remat", "remat2", "checkpoint", "custom_jvp_call"}
+    | {"custom_vjp_call", "custom_vjp_call_jaxpr", "custom_vmap_call"}
 )
 
 
@@ -31,7 +31,8 @@ def place(file: str, line: int, function: str) -> str:
 
 
 def library_function(eqn: JaxprEqn) -> str:
-    """The name of the function of JAX's own that an equation calls, or an empty string: a user's function of that name is not one."""
+    """The name of the function of JAX's own that an equation calls, or an empty string: a user's function of that name is not
+    one."""
     inner = called_jaxpr(eqn)
     info = getattr(getattr(inner, "jaxpr", inner), "debug_info", None)
     where = str(getattr(info, "func_src_info", "")).replace("\\", "/")

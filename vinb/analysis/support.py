@@ -1,86 +1,24 @@
-"""Can a guide draw what its model excludes? The static check of the assumption that every lower bound rests on (lee2020verifiedsvi).
+"""Can a guide draw what its model excludes? The static check of the assumption that every lower bound rests on
+(lee2020verifiedsvi).
 
-Design notes. The soundness claim: ``VALID`` means that for all values of the parameters under their constraints and almost every draw of
-the guide, the model's density is positive there, provided that each distribution of NumPyro has a positive density almost everywhere on
-its declared support (at arguments in their domain, which is checked), that both programs depend on nothing but their arguments,
-parameters and draws, and that numbers are real: nothing rounds to an end of a support. Ends of continuous supports are null sets and are
-ignored. It says nothing of whether the bound is finite or its gradient is what an estimator gives. ``INVALID`` is a definite
-violation, for some parameters at least.
+Design notes. The soundness claim: ``VALID`` means that for all values of the parameters under their constraints and almost
+every draw of the guide, the model's density is positive there, provided that each distribution of NumPyro has a positive
+density almost everywhere on its declared support (at arguments in their domain, which is checked), that both programs depend
+on nothing but their arguments, parameters and draws, and that numbers are real: nothing rounds to an end of a support. Ends
+of continuous supports are null sets and are ignored. It says nothing of whether the bound is finite or its gradient is what
+an estimator gives. ``INVALID`` is a definite violation, for some parameters at least.
 """
 
-import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import numpy as np
-
-from vinb.analysis.abstract import Abstract, Numbers
-from vinb.analysis.domains import inflated_base
+from vinb.analysis.abstract import Numbers
 from vinb.analysis.evaluate import Evaluated, evaluate
+from vinb.analysis.observations import observed_within
+from vinb.analysis.order import Order
 from vinb.analysis.signatures import constraint_of, in_domain
 from vinb.analysis.sites import Path, TooManyPaths, Undecided, concrete, trace_paths
-from vinb.analysis.supports import Answer, Order, Support, Verdict, support_of, within
-from vinb.tables import Table
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong, or not known to be right, at a site.
-
-    ``kind`` is one of ``support``, ``missing``, ``extra``, ``shape``, ``plate``, ``scale``, ``observation``, ``argument``, ``branch``,
-    ``error``; ``witness`` says what goes wrong where, ``line`` where the site is in the program.
-    """
-
-    site: str
-    kind: str
-    message: str
-    verdict: Verdict
-    witness: str = ""
-    line: str = ""
-
-    def __str__(self):
-        witness = f"; witness: {self.witness}" if self.witness else ""
-        line = f" at {self.line}" if self.line else ""
-        return f"{self.verdict} {self.kind} of {self.site!r}{line}: {self.message}{witness}"
-
-
-@dataclass(frozen=True)
-class SupportReport:
-    """What :func:`support_match` found.
-
-    Attributes:
-        verdict: see :class:`Verdict`.
-        findings: why, if it is not ``VALID``.
-        paths: how many ways through the model and through the guide were looked at.
-        assumptions: what ``VALID`` rests on, beyond what the module says.
-    """
-
-    verdict: Verdict
-    findings: tuple[Finding, ...]
-    paths: tuple[int, int]
-    assumptions: tuple[str, ...] = ()
-    subject: str = "support match"
-
-    def table(self) -> Table:
-        rows = [
-            (
-                f.site,
-                f.kind,
-                str(f.verdict),
-                f.message + (f" (witness: {f.witness})" if f.witness else ""),
-                f.line,
-            )
-            for f in self.findings
-        ]
-        rows = rows or [("all", self.subject, str(self.verdict), "nothing found", "")]
-        caption = "; ".join([f"{self.subject}: {self.verdict}", *self.assumptions])
-        return Table(("site", "what", "verdict", "why", "where"), rows, caption=caption)
-
-    def __str__(self):
-        return str(self.table())
-
-    def _repr_html_(self):
-        return self.table()._repr_html_()
+from vinb.analysis.supports import support_of, within
+from vinb.analysis.verdicts import Answer, Finding, SupportReport, Verdict
 
 
 def support_match(
@@ -95,8 +33,8 @@ def support_match(
 ) -> SupportReport:
     """Check that a model has a positive density wherever its guide may draw, for all values of the parameters.
 
-    Both programs are traced with abstract draws; nothing is drawn and nothing computed. For an objective that draws from the model and
-    scores the guide (inference compilation, a wake phase), pass them in exchanged roles.
+    Both programs are traced with abstract draws; nothing is drawn and nothing computed. For an objective that draws from the
+    model and scores the guide (inference compilation, a wake phase), pass them in exchanged roles.
 
     Args:
         model, guide: NumPyro programs of the same arguments.
@@ -353,7 +291,10 @@ class _Pair:
                 )
             return
         self._add(
-            name, "observation", self._unmasked(name, _observed(self.p, name, support, value)), site.line
+            name,
+            "observation",
+            self._unmasked(name, observed_within(self.p, name, support, value)),
+            site.line,
         )
 
     def _unmasked(self, name, answer: Answer) -> Answer:
@@ -369,129 +310,3 @@ def _without_ones(shape):
     while shape and shape[0] == 1:
         shape = shape[1:]
     return shape
-
-
-def _observed(p: Evaluated, name: str, support: Support, value: Abstract) -> Answer:
-    """Has what was observed a positive density, whatever was drawn before?"""
-    if support.kind == "point":
-        same = p.arguments(name)["v"].number == value.number
-        return (
-            Answer(Verdict.VALID)
-            if same
-            else Answer(Verdict.UNKNOWN, "the only value of a Delta is not known to be what was observed")
-        )
-    known = concrete(p.path, (name, "value"))
-    if not support.kind or not support.exact:
-        return Answer(Verdict.UNKNOWN, f"the support of {support} is not known")
-    if support.kind in ("interval", "integers"):
-        answer = _inside(p, name, support, value, known)
-        if answer.verdict != Verdict.VALID or support.kind == "interval":
-            return answer
-    elif known is None or not _satisfies(support, known):
-        return Answer(Verdict.UNKNOWN, f"what was observed is not known to be in the support of {support}")
-    return _observed_atoms(p, name, support, known)
-
-
-def _inside(p, name, support, value, known) -> Answer:
-    order = Order(p.interpreter, p)
-    for side, end in support.ends.items():
-        small, large = (end, value) if side == "lower" else (value, end)
-        numbers = concrete(p.path, (name, side))
-        if known is not None and numbers is not None:
-            first, second = (numbers, known) if side == "lower" else (known, numbers)
-            if np.all((first <= second) | ~_kept(p, name, np.broadcast_shapes(first.shape, second.shape))):
-                continue
-            return Answer(
-                Verdict.INVALID,
-                f"what was observed is outside of the support of {support}",
-                f"{name!r} = {_worst_value(known, side):g}",
-            )
-        if order.at_most(small, large):
-            continue
-        why = f"what was observed is in {value.interval}, {support}"
-        if order.always_above(small, large) or order.may_be_above(small, large):
-            return Answer(
-                Verdict.INVALID,
-                f"what was observed is outside of the support for some draws: {why}",
-                f"{side} end towards {end.interval.high if side == 'lower' else end.interval.low:g}",
-            )
-        return Answer(Verdict.UNKNOWN, f"what was observed is not proved to be in the support: {why}")
-    if known is not None and support.kind == "integers" and not np.all(known == np.round(known)):
-        return Answer(
-            Verdict.INVALID,
-            "what was observed is no whole number",
-            f"{name!r} = {known.ravel()[known.ravel() != np.round(known.ravel())][0]:g}",
-        )
-    return Answer(Verdict.VALID)
-
-
-def _kept(p, name, shape) -> np.ndarray:
-    """Which elements of a value of single numbers are not masked, as far as that is known."""
-    kept = np.ones(shape, bool)
-    for what in p.path.outputs:
-        if what[:2] == (name, "mask") and (mask := concrete(p.path, what)) is not None:
-            with contextlib.suppress(ValueError):  # a mask of whole events
-                kept = kept & mask
-    return kept
-
-
-def _worst_value(known, side):
-    return float(np.min(known) if side == "lower" else np.max(known))
-
-
-def _satisfies(support, known) -> bool:
-    if support.kind == "one-hot":
-        return bool(np.all((known == 0) | (known == 1)) and np.all(known.sum(-1) == 1))
-    declared = support.fn.support
-    try:
-        return bool(np.all(np.asarray(declared(known))))
-    except Exception:  # a constraint of abstract bounds
-        return False
-
-
-def _observed_atoms(p, name, support, known) -> Answer:
-    """The probability of what was observed."""
-    arguments, kind = p.arguments(name), type(inflated_base(support.fn)).__name__
-    if "gate" in arguments and not arguments["gate"].interval.below(1):
-        return Answer(Verdict.UNKNOWN, f"the gate of {type(support.fn).__name__} may be 1")
-    if "logits" in arguments:
-        if arguments["logits"].interval.finite:
-            return Answer(Verdict.VALID)
-    elif "probs" in arguments:
-        probs = arguments["probs"].interval
-        if probs.positive and (probs.below(1) or not kind.startswith(("Bernoulli", "Binomial", "Geometric"))):
-            return Answer(Verdict.VALID)
-        given = concrete(p.path, (name, "argument", "probs"))
-        if given is not None and known is not None and kind == "BernoulliProbs":
-            given, known = np.broadcast_arrays(given, known)
-            impossible = ((known == 1) & (given == 0)) | ((known == 0) & (given == 1))
-            if not impossible.any():
-                return Answer(Verdict.VALID)
-            return Answer(
-                Verdict.INVALID,
-                "what was observed has probability zero",
-                f"{name!r} = {float(known[impossible][0]):g}",
-            )
-        if given is not None and known is not None and kind == "CategoricalProbs":
-            taken = np.take_along_axis(*_aligned(given, known), -1)
-            if (taken > 0).all():
-                return Answer(Verdict.VALID)
-            return Answer(Verdict.INVALID, "what was observed has probability zero")
-        if (
-            kind == "BernoulliProbs"
-            and known is not None
-            and ((probs.positive and (known == 1).all()) or (probs.below(1) and (known == 0).all()))
-        ):
-            return Answer(Verdict.VALID)
-    elif "rate" in arguments and kind == "Poisson":
-        if arguments["rate"].interval.positive or (known is not None and (known == 0).all()):
-            return Answer(Verdict.VALID)
-    else:
-        return Answer(Verdict.VALID)
-    return Answer(Verdict.UNKNOWN, f"the probability of what was observed under {kind} may be zero")
-
-
-def _aligned(probs, known):
-    indices = np.asarray(known, int)[..., None]
-    shape = np.broadcast_shapes(probs.shape[:-1], indices.shape[:-1])
-    return np.broadcast_to(probs, (*shape, probs.shape[-1])), np.broadcast_to(indices, (*shape, 1))

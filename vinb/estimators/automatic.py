@@ -25,8 +25,8 @@ class Smoothness:
     made_of: dict[str, Levels]
 
 
-def smoothness_of(program: Callable[[], Terms], make_run: Callable) -> Smoothness:
-    """Trace ``program`` in a run of mode ``analyse`` and interpret it."""
+def smoothness_of(program: Callable[[], Terms], make_run: Callable, *, branches: bool = True) -> Smoothness:
+    """Trace ``program`` in a run of mode ``analyse`` and interpret it; without ``branches`` comparisons do not count."""
     intervals: dict = {}
 
     def traced():
@@ -43,6 +43,7 @@ def smoothness_of(program: Callable[[], Terms], make_run: Callable) -> Smoothnes
     interpreter = Interpreter(
         lambda name: intervals.get(name, REAL),
         calls={label: call_rule(call) for label, call in calls.items()},
+        branches=branches,
     )
     outs = [value.levels for value in interpreter.run(closed, [])]
     terms, records = jax.tree.unflatten(jax.tree.structure(shapes), outs)

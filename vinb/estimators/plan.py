@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import jax
 import numpy as np
 
-from vinb.analysis import dependence
+from vinb.analysis import Level, dependence
 from vinb.estimators.automatic import choose_pathwise, rough_params, smoothness_of
 from vinb.estimators.run import Run, Site
 from vinb.estimators.strategies import (
@@ -119,7 +119,14 @@ def make_plan(program: Callable, make_run: Callable[[], Run]) -> Plan:
     _choose(plan)
     if any(isinstance(site.requested, Auto) for site in sites.values()):
         _choose_automatically(plan, smoothness_of(lambda: as_terms(program()), make_run))
-    _check_boundaries(plan)
+    if with_boundaries := _check_boundaries(plan):
+        found = smoothness_of(lambda: as_terms(program()), make_run, branches=False)
+        for name in with_boundaries:
+            reach = found.cost.get(name)
+            if reach is not None and reach.level > Level.CONT:
+                note = f"apart from its branches the cost is {reach.level} in it: {reach.cause}"
+                site = sites[name].name
+                notes[site] = f"{notes[site]}; {note}" if site in notes else note
     _forget_alignment(plan)
     _colour(plan)
     return plan
@@ -218,7 +225,8 @@ def _choose_automatically(plan, found):
         plan.notes[f"parameter {name!r}"] = f"parameter {name!r}: the cost is {reason}"
 
 
-def _check_boundaries(plan):
+def _check_boundaries(plan) -> list[str]:
+    """The sites whose boundaries are searched for."""
     kinds = {name: strategy for name, (strategy, _) in plan.strategies.items()}
     with_boundaries = [n for n, s in kinds.items() if isinstance(s, PathwiseWithBoundaries)]
     others = [n for n, s in kinds.items() if not isinstance(s, Inline)]
@@ -227,6 +235,7 @@ def _check_boundaries(plan):
             f"site {with_boundaries[0]!r} has {kinds[with_boundaries[0]]}, which needs all sites of the program to be pathwise, "
             f"but site {others[0]!r} has {kinds[others[0]]}; use ScoreFunction() at the sites that branches depend on"
         )
+    return with_boundaries
 
 
 def _too_many(plan, name):

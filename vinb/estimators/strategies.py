@@ -64,9 +64,10 @@ class Pathwise(Inline):
 class Auto(Strategy):
     """``Pathwise`` where that is shown to be right, something else where it is not (lee2023smoothness).
 
-    A site becomes pathwise if it is reparameterised and the cost, the densities of all sites that are not pathwise and what the pathwise
-    sites after it are made of are locally Lipschitz in it: ``vinb.analysis`` proves it of the program's jaxpr. Any
-    other site is enumerated where its support is small, and has the score function otherwise. ``explain`` says why. ``"auto"`` is short for it.
+    A site becomes pathwise if it is reparameterised and the cost, the densities of all sites that are not pathwise and what
+    the pathwise sites after it are made of are locally Lipschitz in it: ``vinb.analysis`` proves it of the program's jaxpr.
+    Any other site is enumerated where its support is small, and has the score function otherwise. ``explain`` says why.
+    ``"auto"`` is short for it.
     """
 
 
@@ -83,9 +84,9 @@ class PathwiseWithBoundaries(Inline):
         num_boundaries: boundaries drawn at random for each estimate (with replacement); None takes all. Few of many make
             the gradient heavy-tailed. Sites with this strategy in one program must agree on it.
 
-    Second derivatives are refused. Conditions under which the gradient is unbiased, not checked here: away from the boundaries the
-    cost is differentiable and dominated (no denominator, logarithm or power crosses zero there); it is finite on both sides of
-    each boundary.
+    Second derivatives are refused. Conditions under which the gradient is unbiased, not checked when it is computed: away from the
+    boundaries the cost is differentiable and dominated (no denominator, logarithm or power crosses zero there: ``explain`` says so
+    where that is not shown); it is finite on both sides of each boundary.
     """
 
     num_boundaries: int | None = None
