@@ -620,7 +620,7 @@ class Writer:
 def generate(seed, smooth_only=False) -> Program:
     """The program of a seed, an integer."""
     rng = np.random.default_rng([seed, 0x5300 + smooth_only])
-    writer = Writer(rng, 0.0 if smooth_only else rng.choice([0.1, 0.3, 0.6]))
+    writer = Writer(rng, 0.0 if smooth_only else rng.choice([0.2, 0.4, 0.6]))
     for _ in range(rng.integers(0, 3)):
         writer.add_input("a")
     for i in range(rng.integers(1, 4)):
