@@ -270,7 +270,7 @@ def _select(p: SmoothnessReport, q: SmoothnessReport, level: Level) -> Selection
     if rough:
         failed = f"the densities are {total[rough[0]].level} in the parameter {rough[0]!r}: {total[rough[0]].cause}"
     # With the chosen sites moving along: what they are made of must be smooth in the parameters too.
-    while chosen:
+    while chosen and not failed:  # without a certificate there is nothing to keep
         moved = _moved_levels(q, set(chosen) | fixed)
         bad = [
             (site, name)
