@@ -920,7 +920,7 @@ BLOCKS = {
 
 def automatic(pair, want):
     """A model of plain latents, and an autoguide."""
-    for _ in range(int(pair.rng.integers(1, 4))):
+    for _ in range(int(pair.rng.integers(1, 3))):
         low, high = ends(pair, VALID)[0]
         name, vector = pair.name("x"), pair.chance(0.2)
         law = "Dirichlet(jnp.ones(3))" if vector else pair.on("model", (low, low), (high, high))
@@ -970,7 +970,7 @@ def generate(seed) -> Case:
     if kind < 0.03:
         mistakes(pair)
         return build(pair, ERROR, True, seed)
-    if kind < 0.09:
+    if kind < 0.05:  # few: they compile what they need for their start values
         return build(pair, truth, automatic(pair, truth), seed)
     size = int(rng.integers(1, 5))
     broken = None if valid else int(rng.integers(size))

@@ -82,6 +82,16 @@ def test_intervals_are_sharp_where_it_matters(fn, given, expected):
     assert result.interval == pytest.approx(expected, rel=1e-6)
 
 
+def test_shares_of_a_sum_are_below_one():
+    softmax = lambda x: jnp.exp(x) / jnp.exp(x).sum(-1, keepdims=True)  # noqa: E731
+    for fn in (softmax, lambda x: jax.nn.softmax(x, 0), lambda x: jax.nn.softmax(x, -1)):
+        assert interpret(fn, REAL, shape=(3, 3))[0].interval.within(iv.CLOSED_UNIT)
+    other_sum = lambda x: jnp.exp(x) / jnp.exp(x).sum(0)[:, None]  # noqa: E731
+    signed = lambda x: x / x.sum(-1, keepdims=True)  # noqa: E731
+    for fn in (other_sum, signed):
+        assert not interpret(fn, REAL, shape=(3, 3))[0].interval.within(iv.CLOSED_UNIT)
+
+
 # ---- levels
 
 

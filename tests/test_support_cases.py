@@ -10,6 +10,7 @@ from numpyro.contrib.control_flow import cond, scan
 from numpyro.distributions import (
     Bernoulli,
     Beta,
+    Binomial,
     Categorical,
     Delta,
     Dirichlet,
@@ -22,7 +23,13 @@ from numpyro.distributions import (
     Uniform,
     constraints,
 )
-from numpyro.distributions.transforms import ExpTransform, StickBreakingTransform
+from numpyro.distributions.transforms import (
+    AffineTransform,
+    ExpTransform,
+    SigmoidTransform,
+    StickBreakingTransform,
+)
+from numpyro.infer.autoguide import AutoDelta, AutoNormal
 
 from vinb.models.suite import SUITE
 
@@ -200,6 +207,43 @@ def test_micro_case(name):
     check(report, pair.expected)
     if pair.site is not None:
         assert pair.site in {finding.site for finding in report.findings}
+
+
+def in_plate():
+    with numpyro.plate("data", 3):
+        numpyro.sample("z", Gamma(2.0, 1.0))
+
+
+def sigmoid_of_normal(*more):
+    return lambda: TransformedDistribution(Normal(0.0, 1.0), [SigmoidTransform(), *more])
+
+
+def probabilities(*values):
+    return lambda: Categorical(probs=jnp.array(values))
+
+
+# What random pairs brought to light. Real numbers: NumPyro's sigmoid never returns 0 or 1, its support ends there all the same.
+FOUND = {
+    "a probability of one": one(lambda: Binomial(3, 1.0), lambda: Binomial(3, 0.5), INVALID | UNKNOWN),
+    "a probability of zero": one(lambda: Bernoulli(0.0), bernoulli, INVALID | UNKNOWN),
+    "an atom that the guide never draws": one(bernoulli, probabilities(0.5, 0.5, 0.0), VALID | UNKNOWN),
+    "an atom that the model never draws": one(probabilities(0.5, 0.5, 0.0), categorical, INVALID | UNKNOWN),
+    "sigmoid, lower end": one(sigmoid_of_normal(), lambda: Uniform(0.0, 0.5), VALID),
+    "sigmoid, upper end": one(sigmoid_of_normal(), lambda: Uniform(0.5, 1.0), VALID),
+    "sigmoid, moved": one(
+        sigmoid_of_normal(AffineTransform(0.75, 1.75, domain=constraints.unit_interval)),
+        lambda: Uniform(0.75, 2.5),
+        VALID,
+    ),
+    "autoguide of a plate": Pair(in_plate, AutoNormal(in_plate), VALID),
+    "autoguide of points": Pair(in_plate, AutoDelta(in_plate), INVALID, "z"),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_found_by_random_pairs(name):
+    pair = FOUND[name]
+    check(analyse(pair.model, pair.guide), pair.expected)
 
 
 @pytest.mark.parametrize("name", SUITE)

@@ -33,8 +33,8 @@ def all_used(guide, model) -> Answer:
             zero = _concrete(model, "probs", lambda p: np.stack([p == 1, p == 0], -1))
         else:
             zero = _concrete(model, "probs", lambda p: p == 0)
-        if name in ("BinomialProbs", "GeometricProbs", "MultinomialProbs") and (zero is None or zero.any()):
-            return unknown(f"a probability of the model's {name} may be 0 or 1")
+        if name in ("BinomialProbs", "GeometricProbs", "MultinomialProbs"):
+            return _one_sided(guide, model, name)
     else:
         return YES
     if zero is not None and not zero.any():
@@ -46,6 +46,26 @@ def all_used(guide, model) -> Answer:
             f"the model's {name} may give no probability to what the guide's {type(guide.fn).__name__} draws"
         )
     return _outside(guide, zero, name)
+
+
+def _one_sided(guide, model, name) -> Answer:
+    """A law of counts whose probability of success is not known to be inside of (0, 1)."""
+    certain = _concrete(model, "probs", lambda p: (p == 0) | ((p == 1) & (name != "MultinomialProbs")))
+    mine = guide.result.arguments(guide.site).get("probs")
+    if certain is not None and certain.any() and mine is not None and mine.interval.within(iv.UNIT):
+        return no(f"a probability of the model's {name} is 0 or 1, none of the guide's is")
+    return unknown(f"a probability of the model's {name} may be 0 or 1")
+
+
+def top_is_drawn(guide) -> bool:
+    """Has the last value of the guide a positive probability, as far as that is known?"""
+    probs = guide.result.arguments(guide.site).get("probs")
+    if probs is None or probs.interval.positive:
+        return True
+    known = _concrete(
+        guide, "probs", lambda p: p[..., -1] if type(guide.fn).__name__.startswith("Categorical") else p
+    )
+    return known is not None and bool((known > 0).any())
 
 
 def _concrete(support, argument, test):

@@ -107,6 +107,10 @@ class Interpreter:
 
     def by_rule(self, rule: rules.Rule, eqn, operands) -> list[Abstract]:
         level, values = self._ruled(rule, eqn, operands)
+        if eqn.primitive.name == "div" and self._is_share(*operands):
+            values = iv.meet(
+                values, Interval(0.0, 1.0, operands[0].interval.positive, operands[1].size < operands[0].size)
+            )
         results = [
             self._made(fitted(values, out.aval), level, self._number(eqn, operands, k), out.aval.shape)
             for k, out in enumerate(eqn.outvars)
@@ -220,7 +224,8 @@ class Interpreter:
                 return self._viewed(rule, eqn, [v.base for v in views], made, views[0].shift, "product")
         both = all(v is not None and v.kind == "product" for v in views)
         if name == "div" and both and views[0].shift == views[1].shift:
-            return self._unshifted(rule, eqn, [v.base for v in views], made)
+            whole = self._unshifted(rule, eqn, [v.base for v in views], made)
+            return replace(whole, interval=iv.meet(whole.interval, made.interval))
         if name == "mul" and sum(v is not None and v.kind == "product" for v in views) == 1:
             k = 0 if views[0] is not None and views[0].kind == "product" else 1
             bases = [views[0].base, operands[1]] if k == 0 else [operands[0], views[1].base]
@@ -259,6 +264,20 @@ class Interpreter:
             number = term[1]
 
     # ---- what a value was computed from
+
+    def _is_share(self, part: Abstract, whole: Abstract) -> bool:
+        """Is ``whole`` the sum that a positive ``part`` is a term of, as in a softmax?"""
+        axes = self.axes(whole)
+        term = self.numbers.terms.get(axes.number)
+        if (
+            term is None
+            or term[0] != "reduce_sum"
+            or term[1][0][0] != part.number
+            or not part.interval.positive
+        ):
+            return False
+        summed = dict(term[4])["axes"]
+        return axes.places == tuple(k for k, n in enumerate(part.shape) if n != 1 and k not in summed)
 
     def term(self, value: Abstract, name: str) -> list[Abstract] | None:
         """The operands of the primitive ``name`` that ``value`` is the result of, or None."""

@@ -144,7 +144,7 @@ def _traced(program, args, kwargs, decisions, may_draw_keys=False) -> Path:
             program(*args, **kwargs)
         densities: dict[str, DensityCall] = {}
         sites, outputs = {}, {}
-        plates = {name: site["args"] for name, site in trace.items() if site["type"] == "plate"}
+        plates = {name: _sizes(*site["args"]) for name, site in trace.items() if site["type"] == "plate"}
         for name, site in trace.items():
             if site["type"] != "sample":
                 continue
@@ -199,7 +199,7 @@ class _Abstracted(Messenger):
         elif kind == "param" and msg["value"] is None:
             msg["value"] = self._param(msg)
         elif kind == "plate" and msg["value"] is None:
-            size, subsample = msg["args"]
+            size, subsample = _sizes(*msg["args"])
             msg["value"] = tag(jnp.zeros(subsample, int), f"/plate/{msg['name']}/{size}", 0)
         elif kind == "prng_key" and msg["value"] is None:
             if not (self.may_draw_keys or self.in_param):
@@ -254,6 +254,10 @@ def _shapes_of(make):
     shapes = iter(jax.eval_shape(arrays))
     structure, kept = others
     return structure.unflatten([next(shapes) if leaf is None else leaf for leaf in kept])
+
+
+def _sizes(size, subsample_size=None):
+    return size, size if subsample_size is None else subsample_size
 
 
 def _step(entry):

@@ -6,7 +6,7 @@ import numpy as np
 from numpyro.distributions import Distribution
 
 from vinb.analysis.abstract import Abstract
-from vinb.analysis.atoms import all_used
+from vinb.analysis.atoms import all_used, top_is_drawn
 from vinb.analysis.evaluate import Evaluated
 from vinb.analysis.order import Order
 from vinb.analysis.sites import concrete
@@ -78,6 +78,8 @@ def within(guide: Support, model: Support) -> Answer:
         return unknown(f"of the support of the model's {model} only a set around it is known")
     if guide.kind in _LINE and model.kind in _LINE:
         answer = _line(guide, model)
+        if answer.verdict == Verdict.INVALID and not top_is_drawn(guide):
+            return unknown(f"{answer.why}; but it may not draw its last value")
         return answer if answer is not YES or not all(discrete) else all_used(guide, model)
     return _vectors(guide, model)
 
