@@ -302,3 +302,20 @@ def test_every_signature_is_of_a_distribution():
             c is not constraints.positive_definite or signature.assumption
             for c in cls.arg_constraints.values()
         )
+
+
+def test_knowledge_can_be_taken_away():
+    from vinb.analysis import without
+
+    assert level(jax.nn.softmax, REAL, shape=(3,)) == DIFF
+    assert level(jnp.log, POSITIVE) == DIFF
+    with without("idioms"):
+        assert level(jax.nn.softmax, REAL, shape=(3,)) == LIP
+        assert level(jax.nn.softplus, REAL) > DIFF
+        assert level(jnp.log, POSITIVE) == DIFF
+    with without("supports"):
+        assert level(jnp.log, POSITIVE) == ANY
+        assert level(jax.nn.softmax, REAL, shape=(3,)) == DIFF
+    assert level(jnp.log, POSITIVE) == DIFF
+    with pytest.raises(ValueError, match="'idioms'"), without("everything"):
+        pass

@@ -106,6 +106,8 @@ class Audit:
     def __str__(self):
         return str(self.table())
 
+    __repr__ = __str__
+
     def _repr_html_(self):
         return self.table()._repr_html_()
 

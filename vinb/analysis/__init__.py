@@ -9,6 +9,7 @@ import importlib
 from vinb.analysis.abstract import Level
 from vinb.analysis.dependence import dependence, tag
 from vinb.analysis.integrability import integrability
+from vinb.analysis.knowledge import without
 from vinb.analysis.smoothness import Selection, SmoothnessReport, select_pathwise, smoothness
 from vinb.analysis.support import assert_support_match, support_match
 from vinb.analysis.verdicts import Finding, SupportReport, Verdict
@@ -28,6 +29,7 @@ __all__ = [
     "smoothness",
     "support_match",
     "tag",
+    "without",
 ]
 
 

@@ -13,11 +13,12 @@ from vinb.analysis import rules
 from vinb.analysis.abstract import Abstract, Axes, Level, Reach, Shifted
 from vinb.analysis.equations import fitted
 from vinb.analysis.intervals import ANYTHING
+from vinb.analysis.knowledge import knows
 
 
 def _tag(self, eqn, operands):
     name, aval = eqn.params["name"], eqn.outvars[0].aval
-    given = self.inputs(name)
+    given = self.inputs(name) if knows("supports") else iv.REAL
     if isinstance(given, Abstract):
         return [replace(given, shape=aval.shape)]
     levels = {} if self.untracked(name) else {name: Reach(Level.DIFF)}
@@ -182,7 +183,7 @@ def _mul(self, eqn, operands):
 
 def _add(self, eqn, operands):
     """``log(1 + exp(x))`` as ``max(x, 0) + log1p(exp(-|x|))``, the way it is written by hand."""
-    for first, second in (operands, operands[::-1]):
+    for first, second in (operands, operands[::-1]) if knows("idioms") else ():
         x = self._positive_part(first)
         if x is not None and self._is_softplus_tail(second, x):
             values = iv.within(iv.POSITIVE, iv.increasing(lambda v: np.logaddexp(v, 0.0)))(x.interval)

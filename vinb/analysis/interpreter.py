@@ -22,6 +22,7 @@ from vinb.analysis.abstract import Abstract, Axes, Level, Numbers, Shifted, comp
 from vinb.analysis.equations import fitted, name_of, params_key
 from vinb.analysis.forms import FORMS
 from vinb.analysis.intervals import ANYTHING, Interval
+from vinb.analysis.knowledge import knows
 from vinb.analysis.loops import CONTROL_FLOW
 from vinb.analysis.source import called_jaxpr, library_function, source_line
 
@@ -170,9 +171,9 @@ class Interpreter:
             if made is not None:
                 return made
         library = library_function(eqn)
-        if library in rules.LIBRARY:
+        if library in rules.LIBRARY and knows("idioms"):
             return self.by_rule(rules.LIBRARY[library], eqn, operands)
-        if library.startswith("_slogdet"):
+        if library.startswith("_slogdet") and knows("idioms"):
             self.assumptions.add(rules.NONSINGULAR)
             sign, value = (self.compose(eqn, [(level, operands[0])]) for level in (Level.ANY, Level.DIFF))
             return [
@@ -206,6 +207,8 @@ class Interpreter:
 
     def _with_view(self, rule, eqn, operands, made):
         """``made`` with what it would be without its shift; or that itself, where the shift has been undone."""
+        if not knows("idioms"):
+            return made
         name, views = eqn.primitive.name, [a.shifted for a in operands]
         if name == "sub" and views[0] is not None and views[0].kind == "sum" and views[1] is not None:
             first, second = views

@@ -21,6 +21,7 @@ from vinb.analysis.abstract import Abstract, Level, Levels, composed, join
 from vinb.analysis.domains import INFLATED
 from vinb.analysis.interpreter import Interpreter
 from vinb.analysis.intervals import Interval
+from vinb.analysis.knowledge import knows
 
 TRUNCATED = (LeftTruncatedDistribution, RightTruncatedDistribution, TwoSidedTruncatedDistribution)
 DIFF, LIP, ANY = Level.DIFF, Level.LIP, Level.ANY
@@ -71,6 +72,8 @@ SIGNATURES: dict[str, Signature] = {
 
 def signature_of(fn: Distribution) -> Signature | None:
     """None where the log density has to be looked at. A subclass made elsewhere is another distribution."""
+    if not knows("signatures"):
+        return None
     # The tails are smooth in the ends and in the arguments of what is truncated.
     cls = type(fn.base_dist) if isinstance(fn, TRUNCATED) else type(fn)
     known = cls.__module__.startswith(("numpyro.distributions.", "vinb.distributions."))

@@ -72,6 +72,8 @@ class SmoothnessReport:
     def __str__(self):
         return str(self.table())
 
+    __repr__ = __str__
+
     def _repr_html_(self):
         return self.table()._repr_html_()
 
@@ -218,6 +220,8 @@ class Selection:
 
     def __str__(self):
         return str(self.table())
+
+    __repr__ = __str__
 
     def _repr_html_(self):
         return self.table()._repr_html_()

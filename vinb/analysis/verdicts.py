@@ -91,5 +91,7 @@ class SupportReport:
     def __str__(self):
         return str(self.table())
 
+    __repr__ = __str__
+
     def _repr_html_(self):
         return self.table()._repr_html_()
