@@ -86,7 +86,7 @@ def dependence(fn: Callable) -> Callable[..., Any]:
     def analysed(*args, **kwargs):
         closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args, **kwargs)
         outputs = _walk(closed.jaxpr, [{}] * len(closed.jaxpr.invars))
-        if _has_state(closed.jaxpr):
+        if has_state(closed.jaxpr):
             # A write to a mutable array reaches reads that no data flow shows.
             outputs = [_mix(_tags_inside(closed.jaxpr))] * len(outputs)
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
@@ -217,9 +217,9 @@ def _tags_inside(jaxpr: Jaxpr) -> Dependence:
     return found
 
 
-def _has_state(jaxpr: Jaxpr) -> bool:
+def has_state(jaxpr: Jaxpr) -> bool:
     return any(
         any(not isinstance(v.aval, jax.core.ShapedArray) for v in eqn.invars)
-        or any(_has_state(inner) for inner in inner_jaxprs(eqn.params))
+        or any(has_state(inner) for inner in inner_jaxprs(eqn.params))
         for eqn in jaxpr.eqns
     )

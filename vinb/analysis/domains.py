@@ -49,7 +49,7 @@ def is_numeric(leaf):
 
 def support_ends(base: Distribution) -> dict[str, Any]:
     """``lower`` and ``upper`` of the support, where it has them."""
-    if type(base) is TransformedDistribution:
+    if is_monotone_image(base) and not base.event_dim:
         return _transformed_ends(base)
     if isinstance(base, MixtureGeneral):
         return _ends_around([unwrap(d) for d in base.component_distributions])
@@ -100,8 +100,6 @@ def transforms_of(base):
 
 def _transformed_ends(base):
     """NumPyro's support is the last transform's codomain; these are the images of the ends."""
-    if not is_monotone_image(base) or base.event_dim:
-        return {}
     inner = support_ends(unwrap(base.base_dist))
     ends = [
         jnp.asarray(inner.get(side, infinite), float)
@@ -134,7 +132,7 @@ def _fits(fn) -> bool:
         if not _alike(before, _peeled(transform.domain)):
             return False
         before = _peeled(transform.codomain)
-    return _plain(fn.base_dist) or _fits(fn.base_dist)
+    return support_kind(unwrap(fn.base_dist))[1]
 
 
 def _peeled(constraint):
@@ -224,7 +222,8 @@ def support_kind(fn: Distribution) -> tuple[str, bool]:
     if is_one_hot(fn):
         return "one-hot", True
     if is_monotone_image(fn) and not fn.event_dim:
-        return "interval", _plain(unwrap(fn.base_dist))
+        kind, exact = support_kind(unwrap(fn.base_dist))
+        return ("interval", exact) if kind == "interval" else ("", False)
     if isinstance(fn, MixtureGeneral):
         kinds = {support_kind(unwrap(d)) for d in fn.component_distributions}
         if len(kinds) != 1 or not kinds <= {("interval", True), ("integers", True)}:
@@ -234,6 +233,15 @@ def support_kind(fn: Distribution) -> tuple[str, bool]:
         support = element_support(fn)
     except (NotImplementedError, AttributeError, AssertionError):
         return "", False
+    if type(fn) is TransformedDistribution and support_kind(unwrap(fn.base_dist))[0] in (
+        "",
+        "integers",
+        "point",
+        "one-hot",
+    ):
+        return "", False  # its codomain says nothing of where the draws are
+    if type(fn).__name__.startswith("Hurdle") and not support.is_discrete:
+        return "", False  # a point mass beside a density
     trusted = not type(fn).__name__.startswith("Hurdle") and "Censored" not in type(fn).__name__
     return _kind(support), trusted and (_plain(fn) or _fits(fn))
 

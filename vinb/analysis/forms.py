@@ -22,7 +22,10 @@ def _tag(self, eqn, operands):
     if isinstance(given, Abstract):
         return [replace(given, shape=aval.shape)]
     levels = {} if self.untracked(name) else {name: Reach(Level.DIFF)}
-    return [self._made(fitted(given, aval), levels, self.numbers("tag", name), aval.shape)]
+    self.seen.add(name)
+    whole = fitted(ANYTHING, aval)
+    interval = iv.meet(given, whole) if whole != ANYTHING else given
+    return [self._made(interval, levels, self.numbers("tag", name), aval.shape)]
 
 
 def _moved(moves):
@@ -93,7 +96,7 @@ def _convert(self, eqn, operands):
         return [self._made(truth, levels, self._number(eqn, operands), new.shape)]
     low = jax.numpy.issubdtype(old, inexact)
     levels = self.compose(eqn, [(Level.ANY, operand)]) if low else operand.levels
-    values = iv.increasing(np.trunc)(operand.interval) if low else operand.interval
+    values = iv.stepping(np.trunc)(operand.interval) if low else operand.interval
     number = (
         self._number(eqn, operands)
         if low or not operand.interval.within(fitted(ANYTHING, new))
@@ -203,8 +206,10 @@ def _compare(self, eqn, operands):
     shape, number = eqn.outvars[0].aval.shape, self._number(eqn, operands)
     if not all(jax.numpy.issubdtype(v.aval.dtype, np.generic) for v in eqn.invars):
         return None
-    # A number is equal to itself; so is infinity, and NaN is no real number.
-    truth = iv.point(at_equal) if a.number == b.number else decide(a.interval, b.interval)
+    # A number is equal to itself; what may be NaN is not.
+    truth = (
+        iv.point(at_equal) if a.number == b.number and a.interval.finite else decide(a.interval, b.interval)
+    )
     counts = self.branches and truth == iv.BOOLEAN
     levels = self.compose(eqn, [(Level.ANY, a), (Level.ANY, b)]) if counts else {}
     return [self._made(truth, levels, number, shape)]
@@ -240,7 +245,7 @@ def _logical(name):
 
 def _sign(self, eqn, operands):
     (operand,) = operands
-    values = fitted(iv.increasing(np.sign)(operand.interval), eqn.outvars[0].aval)
+    values = fitted(iv.stepping(np.sign)(operand.interval), eqn.outvars[0].aval)
     if operand.interval.positive or operand.interval.negative:
         values = iv.point(1 if operand.interval.positive else -1)
     levels = {} if values.is_point or not self.branches else self.compose(eqn, [(Level.ANY, operand)])
@@ -322,12 +327,13 @@ def _eigh(self, eqn, operands):
 
 def _linear_solve(self, eqn, operands):
     """The solution follows from the matrix and the right side, however it is found."""
-    lengths = eqn.params["const_lengths"]
-    total = sum(lengths)
-    given = [*operands[: lengths.matvec], *operands[total:]]
-    if any(a.levels for a in given):
+    lengths, jaxprs = eqn.params["const_lengths"], eqn.params["jaxprs"]
+    matrix, sides = operands[: lengths.matvec], operands[sum(lengths) :]
+    given = [self._made(ANYTHING, {}, self.numbers("given", a.number), a.shape) for a in sides]
+    applied = self.run(jaxprs.matvec, [*matrix, *given])
+    if any(a.levels for a in (*applied, *sides)):
         self.assumptions.add(rules.NONSINGULAR)
-    levels = self.compose(eqn, ((Level.DIFF, a) for a in given))
+    levels = self.compose(eqn, ((Level.DIFF, a) for a in (*applied, *sides)))
     return [
         self._made(iv.REAL, levels, self._number(eqn, operands, k), v.aval.shape)
         for k, v in enumerate(eqn.outvars)

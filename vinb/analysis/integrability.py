@@ -13,12 +13,14 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple
 
+import numpy as np
+
 from vinb.analysis.abstract import Abstract, Numbers
 from vinb.analysis.evaluate import Evaluated, evaluate
 from vinb.analysis.intervals import Interval
-from vinb.analysis.order import latest
-from vinb.analysis.sites import SiteInfo, trace_paths
-from vinb.analysis.support import draws_of
+from vinb.analysis.order import Order, latest
+from vinb.analysis.sites import SiteInfo, concrete, trace_paths
+from vinb.analysis.support import compatible, draws_of, verdict_of
 from vinb.analysis.verdicts import Finding, SupportReport, Verdict
 
 
@@ -89,8 +91,14 @@ class Growths:
         ):
             return Size(U, U)
         operands = [self._latest(number) for number, _ in term[1]]
-        rule = _RULES.get(term[0])
-        return rule([self.of(a) for a in operands], [a.interval for a in operands]) if rule else Size(U, U)
+        rule, sizes, intervals = (
+            _RULES.get(term[0]),
+            [self.of(a) for a in operands],
+            [a.interval for a in operands],
+        )
+        if term[0] == "integer_pow":
+            return _integer_power(sizes[0], dict(term[5])["y"])
+        return rule(sizes, intervals) if rule else Size(U, U)
 
     def _latest(self, number) -> Abstract:
         return latest(number, [r.interpreter for r in self.results])
@@ -138,9 +146,30 @@ def _log(sizes, intervals):
     return Size(L if max(a) <= E else U, U)
 
 
+def _either(sizes, intervals):
+    """Elements of several arrays."""
+    return Size(max(s.value for s in sizes), max(s.reciprocal for s in sizes))
+
+
+def _expm1(sizes, intervals):
+    return Size(_exp(sizes, intervals).value, U)
+
+
+def _log1p(sizes, intervals):
+    (a,), (i,) = sizes, intervals
+    return Size(L if a.value <= E and i.low > -1 else U, U)
+
+
 def _softplus(sizes, intervals):
+    """``logaddexp(a, b)``, which is positive where one of them is at least zero."""
     grown = max(s.value for s in sizes)
-    return Size(grown, B if grown == B else E if grown <= L else U)
+    positive = any(i.low >= 0 for i in intervals)
+    return Size(grown, (B if grown == B else E if grown <= L else U) if positive else U)
+
+
+def _integer_power(a: Size, exponent: int) -> Size:
+    powered = Size(*((b if abs(exponent) == 1 else _squared(b)) for b in a)) if exponent else Size(B, B)
+    return Size(powered.reciprocal, powered.value) if exponent < 0 else powered
 
 
 def _logistic(sizes, intervals):
@@ -166,13 +195,16 @@ def _bounded(sizes, intervals):
 
 
 _RULES: dict[str, Callable] = {
-    **dict.fromkeys(["add", "add_any", "concatenate", "stack"], _sum),
+    **dict.fromkeys(["add", "add_any"], _sum),
+    **dict.fromkeys(["concatenate", "stack"], _either),
     **dict.fromkeys(["sub", "pad", "scatter-add"], _difference),
     **dict.fromkeys(["mul", "dot_general"], _product),
     "div": _quotient,
-    **dict.fromkeys(["exp", "exp2", "expm1"], _exp),
-    **dict.fromkeys(["log", "log1p"], _log),
-    **dict.fromkeys(["logaddexp", "logsumexp"], _softplus),
+    **dict.fromkeys(["exp", "exp2"], _exp),
+    "expm1": _expm1,
+    "log": _log,
+    "log1p": _log1p,
+    **dict.fromkeys(["logaddexp"], _softplus),
     "logistic": _logistic,
     **dict.fromkeys(["tanh", "sin", "cos", "erf", "sign"], _bounded),
     **dict.fromkeys(["neg", "abs", "reduce_sum", "reduce_max", "reduce_min", "transpose", "rev", "gather", "dynamic_slice", "sqrt",
@@ -313,31 +345,38 @@ def integrability(
     Raises:
         ValueError: as :func:`vinb.analysis.smoothness`.
     """
-    findings: list[Finding] = []
     guides, models = trace_paths(guide, args, kwargs), trace_paths(model, args, kwargs)
-    for guide_path in guides:
-        for model_path in models:
-            findings += _of_pair(guide_path, model_path)
-    verdicts = {f.verdict for f in findings}
-    worst = next((v for v in (Verdict.INVALID, Verdict.UNKNOWN) if v in verdicts), Verdict.VALID)
+    pairs = [found for g in guides for m in models if (found := _of_pair(g, m)) is not None]
     return SupportReport(
-        worst, tuple(dict.fromkeys(findings)), (len(models), len(guides)), subject="integrability"
+        verdict_of(pairs),
+        tuple(dict.fromkeys(f for found in pairs for f in found)),
+        (len(models), len(guides)),
+        subject="integrability",
     )
 
 
-def _of_pair(guide_path, model_path) -> list[Finding]:
+def _of_pair(guide_path, model_path) -> list[Finding] | None:
+    """None for two ways that are not taken together."""
     numbers = Numbers()
     q = evaluate(guide_path, numbers)
     p = evaluate(model_path, numbers, draws_of(q))
+    if not compatible(p, q):
+        return None
     latent = {name: site for name, site in q.path.sites.items() if not site.observed and not site.assigned}
     growths = Growths(numbers, [q, p], set(latent))
     findings = []
     bearable = min((_integrates(growths, q, site) for site in latent.values()), default=E)
     for result, label in ((p, "model"), (q, "guide")):
         for name, site in result.path.sites.items():
-            if site.assigned or site.hidden:
+            if site.hidden:
                 continue
-            pole = _pole(result, name, q, latent)
+            if site.assigned:
+                weight = result.arguments(name).get("log_density")
+                if weight is not None and growths.of(weight).value > bearable:
+                    why = f"its log density in the {label} is {growths.of(weight).value}"
+                    findings.append(Finding(name, "integrability", why, Verdict.UNKNOWN, "", site.line))
+                continue
+            pole = _pole(p, name, q, latent) if label == "model" and site.observed else None
             if pole is not None:
                 findings.append(pole)
                 continue
@@ -351,6 +390,8 @@ def _of_pair(guide_path, model_path) -> list[Finding]:
 def _pole(result: Evaluated, name: str, q: Evaluated, latent) -> Finding | None:
     """A scale that is a draw of the guide, up to a factor, and may be near zero."""
     site = result.path.sites[name]
+    if not _is_certain(result, name, q):
+        return None
     for argument, value in result.arguments(name).items():
         power = _POLES.get((type(site.fn).__name__, argument))
         source = _up_to_a_factor(result, value) if power else None
@@ -370,6 +411,22 @@ def _pole(result: Evaluated, name: str, q: Evaluated, latent) -> Finding | None:
         )
         return Finding(name, "integrability", why, verdict, f"{source!r} towards 0", site.line)
     return None
+
+
+def _is_certain(p: Evaluated, name: str, q: Evaluated) -> bool:
+    """Does nothing make up for a pole of what was observed: no mask, no factor, no observation that the location meets?"""
+    site, outputs = p.path.sites[name], p.path.outputs
+    others = [s for s in p.path.sites.values() if s.kind == "factor"]
+    if others or any(what[:2] == (name, "mask") for what in outputs) or 0 in site.shape:
+        return False
+    arguments = p.arguments(name)
+    if "loc" not in arguments:
+        return True
+    value, loc = p[name, "value"], arguments["loc"]
+    known = [concrete(p.path, what) for what in ((name, "value"), (name, "argument", "loc"))]
+    if None not in [None if k is None else 0 for k in known]:
+        return bool(np.any(known[0] != known[1]))
+    return not value.levels and bool(set(loc.levels) & set(Order(q.interpreter, q, p).free))
 
 
 def _up_to_a_factor(result: Evaluated, value: Abstract) -> str | None:

@@ -18,8 +18,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from vinb.analysis import intervals as iv
 from vinb.analysis import rules
-from vinb.analysis.abstract import Abstract, Axes, Level, Numbers, Shifted, composed, join
-from vinb.analysis.equations import fitted, name_of, params_key
+from vinb.analysis.abstract import Abstract, Axes, Level, Numbers, Reach, Shifted, composed, join
+from vinb.analysis.dependence import has_state
+from vinb.analysis.equations import fitted, is_the_function, name_of, params_key
 from vinb.analysis.forms import FORMS
 from vinb.analysis.intervals import ANYTHING, Interval
 from vinb.analysis.knowledge import knows
@@ -52,6 +53,7 @@ class Interpreter:
     numbers: Numbers = field(default_factory=Numbers)
     assumptions: set[str] = field(default_factory=set)
     unknown: dict[str, str] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)  # inputs met so far
     calls_around: list[str] = field(
         default_factory=list
     )  # lines of the calls of JAX's own functions we are in
@@ -59,7 +61,12 @@ class Interpreter:
     latest: dict[int, Abstract] = field(default_factory=dict)
 
     def run(self, closed: ClosedJaxpr, operands: list[Abstract]) -> list[Abstract]:
-        return self._walk(closed.jaxpr, [self.constant(c) for c in closed.consts], operands)
+        outs = self._walk(closed.jaxpr, [self.constant(c) for c in closed.consts], operands)
+        if has_state(closed.jaxpr):  # a write to a mutable array reaches reads that no data flow shows
+            reach = {name: Reach(Level.ANY, "a mutable array") for name in self.seen}
+            reach |= {name: Reach(Level.ANY, "a mutable array") for a in operands for name in a.levels}
+            outs = [replace(a, levels=reach, interval=ANYTHING, shifted=None) for a in outs]
+        return outs
 
     def constant(self, array) -> Abstract:
         shape = np.shape(array)
@@ -108,7 +115,10 @@ class Interpreter:
 
     def by_rule(self, rule: rules.Rule, eqn, operands) -> list[Abstract]:
         level, values = self._ruled(rule, eqn, operands)
-        if eqn.primitive.name == "div" and self._is_share(*operands):
+        is_whole = jax.numpy.issubdtype(eqn.outvars[0].aval.dtype, jax.numpy.integer)
+        if eqn.primitive.name == "div" and is_whole:
+            values = iv.stepping(np.trunc)(values)
+        elif eqn.primitive.name == "div" and self._is_share(*operands):
             values = iv.meet(
                 values, Interval(0.0, 1.0, operands[0].interval.positive, operands[1].size < operands[0].size)
             )
@@ -150,8 +160,10 @@ class Interpreter:
         name, parts = library_function(eqn) or eqn.primitive.name, [(a.number, a.shape) for a in operands]
         if name in ("add", "mul", "max", "min", "eq", "ne", "and", "or"):
             parts.sort()
-        key = () if called_jaxpr(eqn) is not None else params_key(eqn)
-        return self.numbers(name, tuple(parts), output, eqn.outvars[output].aval.shape, key)
+        inner = called_jaxpr(eqn)
+        key = params_key(eqn) if inner is None else getattr(inner, "jaxpr", inner).debug_info.func_name
+        aval = eqn.outvars[output].aval
+        return self.numbers(name, tuple(parts), output, aval.shape, str(getattr(aval, "dtype", "")), key)
 
     def _without_rule(self, eqn, operands):
         if any(a.levels for a in operands):
@@ -171,7 +183,7 @@ class Interpreter:
             if made is not None:
                 return made
         library = library_function(eqn)
-        if library in rules.LIBRARY and knows("idioms"):
+        if library in rules.LIBRARY and knows("idioms") and is_the_function(library, eqn):
             return self.by_rule(rules.LIBRARY[library], eqn, operands)
         if library.startswith("_slogdet") and knows("idioms"):
             self.assumptions.add(rules.NONSINGULAR)
@@ -186,6 +198,12 @@ class Interpreter:
         """The outputs of a call by what it calls."""
         inner = called_jaxpr(eqn)
         consts = [self.constant(c) for c in inner.consts] if isinstance(inner, ClosedJaxpr) else []
+        if (
+            eqn.primitive.name.startswith("custom_")
+            and not library_function(eqn)
+            and any(a.levels for a in operands)
+        ):
+            self.assumptions.add(f"the derivative rule of {name_of(eqn)} is right")
         # What is traced inside of JAX's own functions has their first caller's lines, or none.
         if library_function(eqn) and not self.calls_around:
             self.calls_around.append(source_line(eqn))
@@ -279,7 +297,7 @@ class Interpreter:
             or not part.interval.positive
         ):
             return False
-        summed = dict(term[4])["axes"]
+        summed = dict(term[5])["axes"]
         return axes.places == tuple(k for k, n in enumerate(part.shape) if n != 1 and k not in summed)
 
     def term(self, value: Abstract, name: str) -> list[Abstract] | None:
@@ -317,9 +335,9 @@ class Interpreter:
                 continue
             strict = (term[0] in ("gt", "lt")) == truth
             bound = other.interval
-            if above == truth:
-                return iv.meet(value.interval, Interval(bound.low, np.inf, strict or bound.low_open))
-            return iv.meet(value.interval, Interval(-np.inf, bound.high, True, strict or bound.high_open))
+            if above == truth:  # infinity is not ruled out
+                return iv.meet(value.interval, Interval(bound.low, np.inf, strict or bound.low_open, False))
+            return iv.meet(value.interval, Interval(-np.inf, bound.high, False, strict or bound.high_open))
         return value.interval
 
     # ---- joins

@@ -173,6 +173,8 @@ def subtract(a: Interval, b: Interval) -> Interval:
 
 
 def multiply(a: Interval, b: Interval) -> Interval:
+    if not (a.finite or b.nonzero) or not (b.finite or a.nonzero):
+        return ANYTHING  # infinity times zero
     ends = [_product(x, y) for x in _ends(a) for y in _ends(b)]
     low, high = min(v for v, _ in ends), max(v for v, _ in ends)
     low_open = all(o for v, o in ends if v == low)
@@ -270,13 +272,21 @@ def increasing(fn: Callable[[float], float], domain: Interval = REAL) -> Callabl
         low, high = _value(fn, a.low), _value(fn, a.high)
         if math.isnan(low) or math.isnan(high):
             return ANYTHING
-        # An overflow is no value, nor an underflow of what has no zero.
-        return Interval(
-            low,
-            high,
-            a.low_open or (math.isinf(low) and not math.isinf(a.low)),
-            a.high_open or (math.isinf(high) and not math.isinf(a.high)),
-        )
+        if low == high and not a.is_point and math.isfinite(low):  # floats are saturated, numbers are not
+            return Interval(math.nextafter(low, -_INF), math.nextafter(high, _INF))
+        return Interval(low, high, a.low_open, a.high_open)
+
+    return rule
+
+
+def stepping(fn: Callable[[float], float]) -> Callable[[Interval], Interval]:
+    """The rule of an increasing step function: the value at an open end may be attained next to it."""
+
+    def rule(a: Interval) -> Interval:
+        low, high = _value(fn, a.low), _value(fn, a.high)
+        if math.isnan(low) or math.isnan(high):
+            return ANYTHING
+        return Interval(low, high, math.isinf(low) and a.low_open, math.isinf(high) and a.high_open)
 
     return rule
 

@@ -71,7 +71,7 @@ def _scan(self, eqn, operands):
         ]
         return [*initial, *stacked]
     slices = [
-        self._made(x.interval, x.levels, self.numbers("slice", x.number, x.shape), x.shape[1:]) for x in xs
+        self._made(x.interval, x.levels, self.numbers("row", key, x.number, x.shape), x.shape[1:]) for x in xs
     ]
     step = lambda carry: self.run(params["jaxpr"], [*consts, *carry, *slices])  # noqa: E731
     carry = _fixpoint(self, key, initial, lambda carry: step(carry)[:num_carry])

@@ -10,23 +10,25 @@ from vinb.analysis.evaluate import Evaluated
 from vinb.analysis.order import Order
 from vinb.analysis.sites import concrete
 from vinb.analysis.supports import Support
-from vinb.analysis.verdicts import Answer, Verdict
+from vinb.analysis.verdicts import YES, Answer, Verdict, unknown
 
 
-def observed_within(p: Evaluated, name: str, support: Support, value: Abstract) -> Answer:
+def observed_within(p: Evaluated, q: Evaluated, name: str, support: Support, value: Abstract) -> Answer:
     """Has what was observed a positive density, whatever was drawn before?"""
     if support.kind == "point":
-        same = p.arguments(name)["v"].number == value.number
+        arguments = p.arguments(name)
+        if arguments["v"].number != value.number:
+            return unknown("the only value of a Delta is not known to be what was observed")
         return (
-            Answer(Verdict.VALID)
-            if same
-            else Answer(Verdict.UNKNOWN, "the only value of a Delta is not known to be what was observed")
+            YES
+            if arguments["log_density"].interval.finite
+            else unknown("the log density of a Delta may be minus infinity")
         )
     known = concrete(p.path, (name, "value"))
     if not support.kind or not support.exact:
         return Answer(Verdict.UNKNOWN, f"the support of {support} is not known")
     if support.kind in ("interval", "integers"):
-        answer = _inside(p, name, support, value, known)
+        answer = _inside(p, q, name, support, value, known)
         if answer.verdict != Verdict.VALID or support.kind == "interval":
             return answer
     elif known is None or not _satisfies(support, known):
@@ -34,8 +36,8 @@ def observed_within(p: Evaluated, name: str, support: Support, value: Abstract) 
     return observed_used(p, name, support, known)
 
 
-def _inside(p, name, support, value, known) -> Answer:
-    order = Order(p.interpreter, p)
+def _inside(p, q, name, support, value, known) -> Answer:
+    order = Order(p.interpreter, q, p)
     for side, end in support.ends.items():
         small, large = (end, value) if side == "lower" else (value, end)
         numbers = concrete(p.path, (name, side))
@@ -58,13 +60,15 @@ def _inside(p, name, support, value, known) -> Answer:
                 f"{side} end towards {end.interval.high if side == 'lower' else end.interval.low:g}",
             )
         return Answer(Verdict.UNKNOWN, f"what was observed is not proved to be in the support: {why}")
+    if known is None and support.kind == "integers" and not p.path.sites[name].integral:
+        return unknown("what was observed is not known to be a whole number")
     if known is not None and support.kind == "integers" and not np.all(known == np.round(known)):
         return Answer(
             Verdict.INVALID,
             "what was observed is no whole number",
             f"{name!r} = {known.ravel()[known.ravel() != np.round(known.ravel())][0]:g}",
         )
-    return Answer(Verdict.VALID)
+    return YES
 
 
 def _kept(p, name, shape) -> np.ndarray:

@@ -17,13 +17,8 @@ class Order:
 
     def __init__(self, interpreter: Interpreter, *results: Evaluated):
         self.numbers, self.interpreters = interpreter.numbers, [r.interpreter for r in results]
-        self.moving = set()
-        for result in results:
-            sites = result.path.sites
-            ended = {
-                n for n in sites if (n, "lower") in result.path.outputs or (n, "upper") in result.path.outputs
-            }
-            self.moving |= {n for n in ended if not all(e.interval.is_point for e in ends_of(result, n))}
+        self.free = set().union(*map(_free_inputs, results))
+        self._known: dict[int, set[str] | None] = {}
 
     def at_most(self, small: Abstract, large: Abstract, depth: int = 6) -> bool:
         """Is ``small`` never above ``large``?"""
@@ -32,7 +27,7 @@ class Order:
         if depth == 0:
             return False
         below = lambda a, b: self.at_most(a, b, depth - 1)  # noqa: E731
-        name, operands = self._term(small)
+        name, operands = self.term(small)
         if name == "min" and any(below(a, large) for a in operands):
             return True
         if name == "max" and all(below(a, large) for a in operands):
@@ -55,7 +50,7 @@ class Order:
             b.interval.nonpositive and below(a, large) for a, b in (operands, operands[::-1])
         ):
             return True
-        other, others = self._term(large)
+        other, others = self.term(large)
         if other == "max" and any(below(small, b) for b in others):
             return True
         if other == "min" and all(below(small, b) for b in others):
@@ -102,19 +97,22 @@ class Order:
 
     def _attained(self, value: Abstract) -> set[str] | None:
         """The inputs of a value that comes as near to the ends of its interval as one likes; None where that is not known."""
+        if value.number not in self._known:
+            self._known[value.number] = None  # of a value that is part of itself
+            self._known[value.number] = self._attained_by(value)
+        return self._known[value.number]
+
+    def _attained_by(self, value):
         if value.interval.is_point:
             return set()
         term = self.numbers.terms.get(value.number)
         if term is None:
             return None
         if term[0] == "tag":
-            name = term[1]
-            return None if name.startswith("/plate/") or name in self.moving else {name}
-        if term[0] == "constant":
-            return set()
+            return {term[1]} if term[1] in self.free else None
         if term[0] == "moved":
             return self._attained(self._latest(term[1]))
-        name, operands = self._term(value)
+        name, operands = self.term(value)
         if name in _TIGHT and len(operands) == 1:
             return self._attained(operands[0])
         if name in ("add", "sub", "mul", "div", "max", "min", "logaddexp", "pow") and len(operands) == 2:
@@ -127,10 +125,11 @@ class Order:
                     return found[0] | found[1]
         return None
 
-    def _term(self, value):
+    def term(self, value: Abstract) -> tuple[str, list[Abstract]]:
+        """What a value is the result of, and the operands; copies along new axes in front are looked through."""
         term = self.numbers.terms.get(value.number)
-        if term is not None and term[0] == "moved":
-            return self._term(self._latest(term[1]))
+        if term is not None and term[0] == "moved" and _is_aligned(*term[2:]):
+            return self.term(self._latest(term[1]))
         if (
             term is None
             or len(term) < 2
@@ -153,13 +152,39 @@ _INCREASING = (
     "tanh",
     "logistic",
     "sqrt",
-    "softplus",
     "erf",
     "sinh",
     "asinh",
     "atan",
 )
-_TIGHT = (*_INCREASING, "neg", "integer_pow", "square", "abs", "rsqrt", "slice", "reduce_max", "reduce_min")
+_TIGHT = (*_INCREASING, "neg", "integer_pow", "square", "abs", "rsqrt")
+
+
+def _is_aligned(axes, before, after) -> bool:
+    """Do the axes keep their places from the right, so that the smaller array broadcasts to the larger one?"""
+    return all(len(before) - old == len(after) - new for old, new in axes)
+
+
+def _free_inputs(result: Evaluated) -> set[str]:
+    """Inputs whose elements each take all values of their interval: parameters and draws of single numbers with fixed ends."""
+    free = {tag for p in result.path.params.values() if _is_free(p.constraint) for tag in p.tags}
+    for name, site in result.path.sites.items():
+        fixed = all(end.interval.is_point for end in ends_of(result, name))
+        if site.kind == "interval" and site.exact and fixed and not site.observed and not site.assigned:
+            free.add(name)
+    return free
+
+
+def _is_free(constraint) -> bool:
+    while hasattr(constraint, "base_constraint"):
+        constraint = constraint.base_constraint
+    ends = [getattr(constraint, name, None) for name in ("lower_bound", "upper_bound")]
+    is_line = type(constraint).__name__ == "_Real" or any(end is not None for end in ends)
+    return (
+        is_line
+        and not constraint.is_discrete
+        and all(end is None or isinstance(end, int | float) for end in ends)
+    )
 
 
 def ends_of(result, name):

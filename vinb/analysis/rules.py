@@ -120,7 +120,7 @@ def _remainder(a, b):
 
 
 _LOG1P = iv.increasing(np.log1p)
-_lgamma = lambda a: Interval(-0.1214862905, np.inf) if a.positive else ANYTHING  # noqa: E731
+_lgamma = lambda a: Interval(-0.12149, np.inf) if a.positive else ANYTHING  # noqa: E731
 _UNIT_OPEN = Interval(-1.0, 1.0)
 
 # In all operands together.
@@ -209,15 +209,16 @@ RULES: dict[str, Rule] = {
     "reduce_window_max": Rule(LIP, iv.constant(REAL)),
     "reduce_window_min": Rule(LIP, iv.constant(REAL)),
     # steps
-    "sign": Rule(ANY, iv.increasing(np.sign)),
-    "floor": Rule(ANY, iv.increasing(np.floor)),
-    "ceil": Rule(ANY, iv.increasing(np.ceil)),
-    "round": Rule(ANY, iv.increasing(np.round)),
+    "sign": Rule(ANY, iv.stepping(np.sign)),
+    "floor": Rule(ANY, iv.stepping(np.floor)),
+    "ceil": Rule(ANY, iv.stepping(np.ceil)),
+    "round": Rule(ANY, iv.stepping(np.round)),
     "rem": Rule(ANY, _remainder),
     "reduce_and": Rule(ANY, _first),
     "reduce_or": Rule(ANY, _first),
     "argmax": Rule(ANY, lambda s, p, a: iv.closed(0, max(int(np.prod([s[0][k] for k in p["axes"]])) - 1, 0)), sized=True),
     "argmin": Rule(ANY, lambda s, p, a: iv.closed(0, max(int(np.prod([s[0][k] for k in p["axes"]])) - 1, 0)), sized=True),
+    "tan": Rule(ANY, iv.constant(REAL)),
     "iota": Rule(CONST, lambda s, p: iv.closed(0, max(p["shape"][p["dimension"]] - 1, 0)), sized=True),
     # places: smooth in what is moved, not in where it is moved to
     "gather": Rule(lambda a, i: (DIFF, ANY), _gathered, sized=True),
@@ -233,7 +234,11 @@ RULES: dict[str, Rule] = {
     "cholesky": Rule(DIFF, iv.constant(REAL), assumption="the argument of a Cholesky factorisation is positive definite"),
     "triangular_solve": Rule(DIFF, iv.constant(REAL), assumption=NONSINGULAR),
     # draws with a given key: implicit reparameterisation
-    "random_gamma": Rule(lambda key, a: (ANY, DIFF if a.positive else ANY), iv.constant(iv.POSITIVE)),
+    "random_gamma": Rule(
+        lambda key, a: (ANY, DIFF if a.positive else ANY),
+        lambda shapes, params, key, a: REAL if params.get("log_space") else iv.POSITIVE,
+        sized=True,
+    ),
 }  # fmt: skip
 
 

@@ -5,11 +5,18 @@ nothing else is written), as long as each argument is proved to lie in the open 
 other distribution the jaxpr of its ``log_prob`` is interpreted. Ends of a support are steps, whatever the distribution.
 """
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from numpyro.distributions import Distribution, constraints
+from numpyro.distributions import (
+    Distribution,
+    MixtureGeneral,
+    MixtureSameFamily,
+    TransformedDistribution,
+    constraints,
+)
 from numpyro.distributions.truncated import (
     LeftTruncatedDistribution,
     RightTruncatedDistribution,
@@ -18,7 +25,7 @@ from numpyro.distributions.truncated import (
 
 from vinb.analysis import intervals as iv
 from vinb.analysis.abstract import Abstract, Level, Levels, composed, join
-from vinb.analysis.domains import INFLATED
+from vinb.analysis.domains import INFLATED, unwrap
 from vinb.analysis.interpreter import Interpreter
 from vinb.analysis.intervals import Interval
 from vinb.analysis.knowledge import knows
@@ -118,7 +125,13 @@ def density_rule(call: DensityCall):
         arguments = dict(zip(call.arguments, operands[:count], strict=True))
         ends, value = operands[count : count + num_ends], operands[-1]
         site = type(call.fn).__name__ + (f" at site {call.site!r}" if call.site else "")
-        parts = [composed(ANY, a.levels, f"end of the support of {site}") for a in ends]
+        parts = [
+            composed(ANY, a.levels, f"end of the support of {site}") for a in ends if not _is_infinite(a)
+        ]
+        if not (call.site and interpreter.numbers("tag", call.site) == value.number) and not _is_inside(
+            call, ends, value
+        ):
+            parts.append(composed(ANY, value.levels, f"value of {site}, not proved to be in the support"))
         parts += [domain_levels(call.fn, name, a, site) for name, a in arguments.items()]
         values = iv.REAL
         if not call.computable:
@@ -142,6 +155,18 @@ def density_rule(call: DensityCall):
     return rule
 
 
+def _is_infinite(end: Abstract) -> bool:
+    return end.interval.is_point and math.isinf(end.interval.low)
+
+
+def _is_inside(call: DensityCall, ends: list[Abstract], value: Abstract) -> bool:
+    """Is a value at no end of a support, whatever the inputs are? A density jumps there."""
+    named = dict(zip(call.ends, ends, strict=True))
+    lower, upper = named.get("lower"), named.get("upper")
+    above = lower is None or _is_infinite(lower) or value.interval.above(lower.interval.high)
+    return above and (upper is None or _is_infinite(upper) or value.interval.below(upper.interval.low))
+
+
 def domain_levels(fn: Distribution, name: str, argument: Abstract, site: str) -> Levels:
     """What follows for an argument that is not proved to lie in its domain."""
     constraint = constraint_of(fn, name)
@@ -152,14 +177,35 @@ def domain_levels(fn: Distribution, name: str, argument: Abstract, site: str) ->
     )
 
 
-def owners(fn: Distribution) -> tuple[Distribution, ...]:
-    """The distributions that declare its arguments: itself, and what it truncates or inflates."""
-    return (fn, fn.base_dist) if isinstance(fn, (*TRUNCATED, *INFLATED)) else (fn,)
+def owners(fn: Distribution) -> list[tuple[str, Distribution]]:
+    """The distributions that declare its arguments, each with a prefix for their names: itself, and what it is made of."""
+    found = [("", fn)]
+    if isinstance(fn, (*TRUNCATED, *INFLATED)):
+        found.append(("", fn.base_dist))
+    elif isinstance(fn, TransformedDistribution):
+        found += [("base.", d) for _, d in owners(unwrap(fn.base_dist))]
+    elif isinstance(fn, MixtureSameFamily | MixtureGeneral):
+        parts = getattr(fn, "component_distributions", None) or [fn.component_distribution]
+        found += [("mixing.", d) for _, d in owners(unwrap(fn.mixing_distribution))]
+        found += [(f"component{k}.", d) for k, part in enumerate(parts) for _, d in owners(unwrap(part))]
+    return found
 
 
 def constraint_of(fn: Distribution, name: str):
     """What NumPyro asks of an argument."""
-    return next(type(o).arg_constraints[name] for o in owners(fn) if name in type(o).arg_constraints)
+    return next(
+        type(o).arg_constraints[name.removeprefix(prefix)]
+        for prefix, o in owners(fn)
+        if name.startswith(prefix) and name.removeprefix(prefix) in type(o).arg_constraints
+    )
+
+
+def has_bounds(constraint) -> bool:
+    """Does it ask for single numbers between ends, or for nothing at all? Of other constraints nothing is proved."""
+    while hasattr(constraint, "base_constraint"):
+        constraint = constraint.base_constraint
+    bounded = hasattr(constraint, "lower_bound") or hasattr(constraint, "upper_bound")
+    return bounded or type(constraint).__name__ in ("_Real", "_Dependent", "_Simplex", "_Boolean")
 
 
 def in_domain(constraint, interval: Interval, *, closed: bool = False) -> bool:

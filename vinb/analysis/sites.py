@@ -8,6 +8,7 @@ nothing of how smooth they are. A Python branch on an abstract value is taken bo
 
 import contextlib
 import contextvars
+import functools
 import itertools
 import sys
 from collections.abc import Callable
@@ -59,6 +60,7 @@ class SiteInfo:
     exact: bool
     interval: Interval  # around its values, whatever the distribution's arguments are
     discrete: bool
+    integral: bool  # are its values whole numbers by their type?
 
     @property
     def assigned(self) -> bool:
@@ -106,7 +108,7 @@ def trace_paths(
     pending, paths = [()], []
     while pending:
         decisions = pending.pop()
-        path = _trace(program, args, kwargs or {}, decisions)
+        path = _trace(program, args, kwargs or {}, decisions, max_paths)
         paths.append(path)
         if len(paths) + len(pending) > max_paths:
             raise TooManyPaths(f"the program branches on its draws in more than {max_paths} ways")
@@ -116,32 +118,51 @@ def trace_paths(
     return [path for path in paths if not _impossible(path)]
 
 
-def _trace(program, args, kwargs, decisions) -> Path:
-    try:
-        return _traced(program, args, kwargs, decisions)
-    except _RunForReal:
-        with handlers.block(), handlers.seed(rng_seed=0):  # automatic guides make themselves ready
-            program(*args, **kwargs)
-        return _traced(program, args, kwargs, decisions, may_draw_keys=True)
+def _trace(program, args, kwargs, decisions, max_branches) -> Path:
+    trace = functools.partial(_traced, program, args, kwargs, decisions, max_branches)
+    may_draw_keys, known = False, {}
+    while True:
+        try:
+            return trace(may_draw_keys, known)
+        except _RunForReal:
+            with handlers.block(), handlers.seed(rng_seed=0):  # automatic guides make themselves ready
+                program(*args, **kwargs)
+            may_draw_keys = True
+        except _AskedFirst as asked:  # a module asks for a parameter before it says what it is
+            known = known | asked.found
+
+
+class _AskedFirst(Exception):
+    """Parameters were asked for before their initial values were given."""
+
+    def __init__(self, found):
+        self.found = found
 
 
 class _RunForReal(Exception):
     """A program asks for a key: an automatic guide would keep abstract values of this run."""
 
 
-def _traced(program, args, kwargs, decisions, may_draw_keys=False) -> Path:
+def _traced(program, args, kwargs, decisions, max_branches, may_draw_keys, known) -> Path:
     recorded: dict[str, Any] = {}
 
     def run(key):
-        handler = _Abstracted(key, may_draw_keys)
+        handler = _Abstracted(key, may_draw_keys, known)
         with (
             numpyro.validation_enabled(False),
-            _branching(key, decisions) as branches,
+            _branching(key, decisions, max_branches) as branches,
             handlers.block(),
             handlers.trace() as trace,
             handler,
         ):
             program(*args, **kwargs)
+        if handler.found:
+            raise _AskedFirst(handler.found)
+        if handler.missing:
+            name = sorted(handler.missing)[0]
+            raise ValueError(
+                f"param site {name!r} has no initial value; give one: numpyro.param({name!r}, value)"
+            )
         densities: dict[str, DensityCall] = {}
         sites, outputs = {}, {}
         plates = {name: _sizes(*site["args"]) for name, site in trace.items() if site["type"] == "plate"}
@@ -185,8 +206,10 @@ def _traced(program, args, kwargs, decisions, may_draw_keys=False) -> Path:
 class _Abstracted(Messenger):
     """Give every latent site, parameter and subsample of a program an abstract value, in loops and branches too."""
 
-    def __init__(self, key, may_draw_keys):
+    def __init__(self, key, may_draw_keys, known):
         self.key, self.may_draw_keys = key, may_draw_keys
+        # Shapes of parameters by name; those found after they were asked for; and those that were only asked for.
+        self.known, self.found, self.missing = known, {}, set()
         self.params: dict[str, ParamInfo] = {}
         self.lines, self.automatic = {}, set()
         self.count, self.in_param = itertools.count(), False
@@ -224,7 +247,10 @@ class _Abstracted(Messenger):
         if isinstance(unwrap(fn), Delta):
             msg["value"] = draw(self.key)
             return
-        aval = jax.eval_shape(draw, self.key)
+        try:
+            aval = jax.eval_shape(draw, self.key)
+        except NotImplementedError:  # an improper distribution
+            aval = jax.ShapeDtypeStruct((*shape, *fn.shape()), jnp.result_type(float))
         msg["value"] = tag(jnp.zeros(aval.shape, aval.dtype), name, 0)
 
     def _param(self, msg):
@@ -232,8 +258,15 @@ class _Abstracted(Messenger):
         self.in_param = True
         initial = _shapes_of(lambda: msg["fn"](*msg["args"], **msg["kwargs"]))
         self.in_param = False
+        if initial is None and name not in self.known:
+            self.missing.add(name)
+            return None
+        if name in self.missing:
+            self.missing.discard(name)
+            self.found[name] = initial
+        initial = self.known.get(name, initial)
         leaves, structure = jax.tree_util.tree_flatten_with_path(initial)
-        tags = tuple(name + "".join(f"/{_step(p)}" for p in path) for path, _ in leaves)
+        tags = tuple(f"/param/{name}" + "".join(f"/{_step(p)}" for p in path) for path, _ in leaves)
         self.params[name] = ParamInfo(name, msg["kwargs"].get("constraint", constraints.real), tags)
         values = [
             tag(jnp.zeros(leaf.shape, leaf.dtype), label, 0) if is_numeric(leaf) else leaf
@@ -271,7 +304,7 @@ class _Within:
         self.handler, self.function = handler, function
 
     def __call__(self, *args):
-        inner = _Abstracted(self.handler.key, self.handler.may_draw_keys)
+        inner = _Abstracted(self.handler.key, self.handler.may_draw_keys, self.handler.known)
         inner.__dict__.update(self.handler.__dict__)
         inner.fn = None
         with inner:
@@ -311,6 +344,7 @@ def _site_info(name, site, handler) -> SiteInfo:
         *support_kind(base),
         static_interval(base),
         bool(base.is_discrete),
+        not jnp.issubdtype(jnp.result_type(site["value"]), jnp.inexact),
     )
 
 
@@ -345,12 +379,20 @@ def _masks(fn):
 def given_arguments(base: Distribution) -> dict[str, tuple[Any, Distribution]]:
     """The arguments of a distribution that are arrays, each with the distribution that declares it."""
     given = {}
-    for owner in owners(base):
+    for prefix, owner in owners(base):
         for name in type(owner).arg_constraints:
-            array = vars(owner).get(name)
+            # Two distributions compute an argument back from others.
+            array = getattr(owner, name) if name == "mean" else vars(owner).get(name)
             if array is not None and is_numeric(array):
-                given.setdefault(name, (array, owner))
+                given.setdefault(prefix + name, (array, owner))
     return given
+
+
+def _is_whole(base, leaves, structure) -> bool:
+    return (
+        type(base).__module__.startswith(("numpyro.", "vinb."))
+        or vars(structure.unflatten(leaves)).keys() >= vars(base).keys()
+    )
 
 
 def _log_density(name, fn, value, scale, densities):
@@ -417,13 +459,15 @@ def opaque_density(name: str, base: Distribution, value, densities: dict[str, De
     """``base.log_prob(value)`` as a call that the interpreter can tell from others; its sum, if ``total``."""
     arguments, ends = given_arguments(base), support_ends(base)
     leaves, structure = jax.tree.flatten(base)
+    # A distribution of one's own may hold what it does not declare: then its arrays stay where they are.
+    rebuilt = structure.unflatten if _is_whole(base, leaves, structure) else lambda leaves: base
 
     known = signature_of(base) is not None
 
     def log_prob(arguments, ends, leaves, value):
         if total and known:
             return jnp.zeros(())  # nobody looks inside
-        densities_of = structure.unflatten(leaves).log_prob(value)
+        densities_of = rebuilt(leaves).log_prob(value)
         return jnp.sum(densities_of) if total else densities_of
 
     arrays = [[array for array, _ in arguments.values()], list(ends.values()), leaves]
@@ -439,8 +483,8 @@ def opaque_density(name: str, base: Distribution, value, densities: dict[str, De
 
 
 class _Branching:
-    def __init__(self, trace, decisions):
-        self.trace, self.decisions = trace, decisions
+    def __init__(self, trace, decisions, limit):
+        self.trace, self.decisions, self.limit = trace, decisions, limit
         self.made, self.predicates = [], []
 
     def decide(self, tracer) -> bool:
@@ -450,6 +494,8 @@ class _Branching:
             if known is tracer:
                 return truth
         k = len(self.made)
+        if k >= self.limit:
+            raise TooManyPaths(f"the program branches on its draws more than {self.limit} times in one run")
         truth = self.decisions[k] if k < len(self.decisions) else True
         self.made.append(truth)
         self.predicates.append((tracer, _user_line()[0]))
@@ -457,9 +503,9 @@ class _Branching:
 
 
 @contextlib.contextmanager
-def _branching(key, decisions):
+def _branching(key, decisions, limit):
     """Let Python branch on abstract booleans as ``decisions`` say, and the way of True after them."""
-    branching = _Branching(getattr(key, "_trace", None), decisions)
+    branching = _Branching(getattr(key, "_trace", None), decisions, limit)
     if Tracer is None or not hasattr(Tracer, "__bool__") or branching.trace is None:  # pragma: no cover
         yield branching  # a branch raises, as without us
         return

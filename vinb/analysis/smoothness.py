@@ -12,6 +12,8 @@ instead.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from numpyro.distributions import TransformedDistribution
+
 from vinb.analysis.abstract import Level, Levels, Reach, composed, join
 from vinb.analysis.evaluate import Evaluated, evaluate
 from vinb.analysis.sites import trace_paths
@@ -162,7 +164,8 @@ def _site(result: Evaluated, name: str, branching: Levels) -> SiteSmoothness:
     density = result[name, "density"].levels
     arguments = [a.levels for a in result.arguments(name).values()]
     if site.assigned:
-        density, arguments = {}, [result[name, "value"].levels]
+        weight = result.arguments(name).get("log_density")
+        density, arguments = {} if weight is None else weight.levels, [result[name, "value"].levels]
     elif not arguments:  # those of a mixture or a transformed distribution
         arguments = [_without(density, name)]
     return SiteSmoothness(
@@ -173,8 +176,13 @@ def _site(result: Evaluated, name: str, branching: Levels) -> SiteSmoothness:
         join([density, branching]),
         join([*arguments, branching]),
         site.assigned,
-        not site.observed and bool(site.fn.has_rsample),
+        not site.observed and _is_reparameterised(site.fn),
     )
+
+
+def _is_reparameterised(fn) -> bool:
+    """As NumPyro says; of a class that declares nothing it says yes without a reason."""
+    return bool(fn.has_rsample) and (bool(fn.arg_constraints) or type(fn) is TransformedDistribution)
 
 
 def _without(levels, name):
@@ -266,6 +274,8 @@ def _select(p: SmoothnessReport, q: SmoothnessReport, level: Level) -> Selection
             reasons[name] = f"{q.sites[name].distribution} is not reparameterised"
         elif (reach := total.get(name, Reach(Level.CONST))).level > level:
             reasons[name] = f"{reach.level}: {reach.cause}"
+        elif reach.stopped:
+            reasons[name] = "a stop_gradient hides from automatic differentiation what depends on it"
         else:
             reasons[name] = f"densities are {reach.level} in it"
             chosen.append(name)

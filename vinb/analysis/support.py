@@ -11,11 +11,13 @@ an estimator gives. ``INVALID`` is a definite violation, for some parameters at 
 
 from collections.abc import Callable
 
+import numpy as np
+
 from vinb.analysis.abstract import Numbers
 from vinb.analysis.evaluate import Evaluated, evaluate
 from vinb.analysis.observations import observed_within
 from vinb.analysis.order import Order
-from vinb.analysis.signatures import constraint_of, in_domain
+from vinb.analysis.signatures import constraint_of, has_bounds, in_domain
 from vinb.analysis.sites import Path, TooManyPaths, Undecided, concrete, trace_paths
 from vinb.analysis.supports import support_of, within
 from vinb.analysis.verdicts import Answer, Finding, SupportReport, Verdict
@@ -60,12 +62,12 @@ def support_match(
         q = evaluate(guide_path, numbers)
         for model_path in traced["model"]:
             p = evaluate(model_path, numbers, draws_of(q))
-            if not _compatible(p, q):
+            if not compatible(p, q):
                 continue
             check = _Pair(p, q, enum, strict_plates)
             pairs.append(check.findings())
             assumptions |= check.assumptions | p.interpreter.assumptions | q.interpreter.assumptions
-    verdict = _verdict(pairs)
+    verdict = verdict_of(pairs)
     findings = tuple(dict.fromkeys(f for found in pairs for f in found)) if verdict != Verdict.VALID else ()
     return SupportReport(
         verdict, findings, (len(traced["model"]), len(traced["guide"])), tuple(sorted(assumptions))
@@ -97,7 +99,7 @@ def draws_of(q: Evaluated) -> dict:
     return {name: q[name, "value"] if site.assigned else q.intervals[name] for name, site in latent.items()}
 
 
-def _compatible(p: Evaluated, q: Evaluated) -> bool:
+def compatible(p: Evaluated, q: Evaluated) -> bool:
     """May both ways be taken with the same draws?"""
     decided: dict[int, bool] = {}
     for result in (q, p):
@@ -110,7 +112,7 @@ def _compatible(p: Evaluated, q: Evaluated) -> bool:
     return True
 
 
-def _verdict(pairs) -> Verdict:
+def verdict_of(pairs) -> Verdict:
     if not pairs:
         return Verdict.UNKNOWN
     worst = [_worst(found) for found in pairs]
@@ -268,13 +270,27 @@ class _Pair:
 
     def _arguments(self, result: Evaluated, name, label):
         site = result.path.sites[name]
-        for argument, value in result.arguments(name).items():
+        arguments = result.arguments(name)
+        for argument, value in arguments.items():
             constraint = constraint_of(site.fn, argument)
+            if not has_bounds(constraint):
+                self.assumptions.add(f"{argument} of {type(site.fn).__name__} satisfies {constraint}")
             if in_domain(constraint, value.interval, closed=True):
                 continue
             self.follows.setdefault(name, set()).update(value.levels)
             why = f"{argument} of the {label}'s {type(site.fn).__name__} is in {value.interval}, not proved to satisfy {constraint}"
             self._add(name, "argument", Answer(Verdict.UNKNOWN, why), site.line)
+        if {"low", "high"} <= set(arguments) and not self._in_order(
+            result, name, arguments["low"], arguments["high"]
+        ):
+            why = f"low of the {label}'s {type(site.fn).__name__} is not proved to be below high"
+            self._add(name, "argument", Answer(Verdict.UNKNOWN, why), site.line)
+
+    def _in_order(self, result, name, low, high) -> bool:
+        arrays = [concrete(result.path, (name, "argument", a)) for a in ("low", "high")]
+        if None not in [None if a is None else 0 for a in arrays]:
+            return bool(np.all(arrays[0] <= arrays[1]))
+        return Order(self.q.interpreter, self.q, self.p).at_most(low, high)
 
     def _observation(self, name):
         site, value = self.p.path.sites[name], self.p[name, "value"]
@@ -293,7 +309,7 @@ class _Pair:
         self._add(
             name,
             "observation",
-            self._unmasked(name, observed_within(self.p, name, support, value)),
+            self._unmasked(name, observed_within(self.p, self.q, name, support, value)),
             site.line,
         )
 

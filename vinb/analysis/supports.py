@@ -1,12 +1,12 @@
 """Supports of distributions as sets up to null sets, and whether one lies within another (lee2020verifiedsvi)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpyro.distributions import Distribution
 
 from vinb.analysis.abstract import Abstract
-from vinb.analysis.atoms import all_used, top_is_drawn
+from vinb.analysis.atoms import all_used, ends_are_drawn
 from vinb.analysis.evaluate import Evaluated
 from vinb.analysis.order import Order
 from vinb.analysis.sites import concrete
@@ -76,12 +76,20 @@ def within(guide: Support, model: Support) -> Answer:
         )
     if not model.exact:
         return unknown(f"of the support of the model's {model} only a set around it is known")
+    if not guide.exact:
+        return _of_a_part(guide, model)
     if guide.kind in _LINE and model.kind in _LINE:
         answer = _line(guide, model)
-        if answer.verdict == Verdict.INVALID and not top_is_drawn(guide):
-            return unknown(f"{answer.why}; but it may not draw its last value")
+        if answer.verdict == Verdict.INVALID and not ends_are_drawn(guide):
+            return unknown(f"{answer.why}; but it may not draw its first or last value")
         return answer if answer is not YES or not all(discrete) else all_used(guide, model)
     return _vectors(guide, model)
+
+
+def _of_a_part(guide, model) -> Answer:
+    """Only a set around the guide's support is known: what lies within the model's is right, what does not need not be wrong."""
+    answer = within(replace(guide, exact=True), model)
+    return answer if answer.verdict == Verdict.VALID else unknown(answer.why)
 
 
 def _is_discrete(support):
@@ -102,13 +110,21 @@ def _points(guide, model):
         return no(f"the model's {model} puts all mass on one point, the guide's {guide} does not")
     if not _is_discrete(model):
         return no(f"the guide puts all mass on one point (Delta), where the model's {model} has no mass")
-    if model.kind != "integers":
+    value, known = guide.result[guide.site, "value"], concrete(guide.result.path, (guide.site, "value"))
+    whole = guide.result.path.sites[guide.site].integral or (
+        known is not None and np.all(known == np.round(known))
+    )
+    if model.kind != "integers" or not whole:
         return unknown("the guide's only value is not known to be one of the model's")
-    value = guide.result[guide.site, "value"]
-    return _sides(value, value, guide, model, f"value of {guide.site!r}", attained=False)
+    answer = _sides(value, value, guide, model, f"value of {guide.site!r}", attained=False)
+    return answer if answer.verdict != Verdict.VALID else all_used(guide, model)
 
 
 def _one_hots(guide, model):
+    if "_Multinomial" in (guide.kind, model.kind):
+        return unknown(
+            f"whether the guide's {guide} and the model's {model} have the same values is not looked at"
+        )
     if guide.kind != model.kind:
         return no(f"the guide's {guide} and the model's {model} have no density in terms of each other")
     shapes = [s.fn.event_shape[-1] for s in (guide, model)]

@@ -13,6 +13,7 @@ from vinb.analysis.signatures import call_rule
 from vinb.analysis.sites import opaque_densities
 from vinb.estimators.terms import Terms
 
+_STOPPED = "a stop_gradient hides from automatic differentiation what depends on it"
 ENOUGH = Level.LIP  # derivatives are right almost everywhere
 
 
@@ -75,10 +76,10 @@ def choose_pathwise(
         }
         used |= {f"what {n!r} is drawn from": found.made_of[n] for n in moving}
         rough = {
-            name: f"{what} is {reach.level} in it: {reach.cause}"
+            name: f"{what} is {reach.level} in it: {reach.cause}" if reach.level > ENOUGH else _STOPPED
             for what, levels in used.items()
             for name, reach in levels.items()
-            if reach.level > ENOUGH
+            if reach.level > ENOUGH or reach.stopped
         }
         new = {name: rough[name] for name in moving if name in candidates and name in rough}
         for name in moving:  # moved by what it cannot follow smoothly
@@ -89,9 +90,7 @@ def choose_pathwise(
             ]
             if name in candidates and name not in new and bad:
                 reach = found.made_of[name][bad[0]]
-                new[name] = (
-                    f"what it is drawn from is {reach.level} in {bad[0].removeprefix('/param/')!r}: {reach.cause}"
-                )
+                new[name] = f"what it is drawn from is {reach.level} in {_param(bad[0])!r}: {reach.cause}"
         if not new:
             return reasons | {name: "" for name in candidates if name not in reasons}
         reasons |= new
@@ -108,10 +107,14 @@ def rough_params(found: Smoothness, pathwise: list[str], scored: list[str]) -> d
         for levels in [found.cost, *(found.densities[n] for n in scored if n in found.densities)]
     )
     return {
-        name.removeprefix("/param/"): f"{reach.level}: {reach.cause}"
+        _param(name): f"{reach.level}: {reach.cause}"
         for name, reach in total.items()
         if name.startswith("/param/") and reach.level > ENOUGH
     }
+
+
+def _param(name: str) -> str:
+    return name.removeprefix("/param/").rsplit("#", 1)[0]
 
 
 def _through(levels: Levels, moved: dict[str, Levels]) -> Levels:

@@ -233,7 +233,7 @@ class Run(Messenger):
 
     def _mark(self, msg, identity, requested):
         fn, base = msg["fn"], unwrap(msg["fn"])
-        drawn = fn.sample(self.key, msg["kwargs"]["sample_shape"])
+        drawn = jnp.asarray(fn.sample(self.key, msg["kwargs"]["sample_shape"]))
         dtype = jnp.result_type(float) if isinstance(requested, GumbelSoftmax) else drawn.dtype
         shape = drawn.shape[: drawn.ndim - base.event_dim]
         self.sites[identity] = Site(
@@ -261,12 +261,13 @@ class Run(Messenger):
         return marked
 
     def _marked_param(self, msg, value):
-        name = f"/param/{msg['name']}"
         constraint = (
             msg["kwargs"].get("constraint", constraints.real) if self.constrained else constraints.real
         )
-        self.intervals[name] = open_interval(constraint)
-        return jax.tree.map(lambda leaf: tag(leaf, name, 0), value)
+        leaves, structure = jax.tree.flatten(value)
+        names = [f"/param/{msg['name']}#{k}" for k in range(len(leaves))]
+        self.intervals.update(dict.fromkeys(names, open_interval(constraint)))
+        return structure.unflatten([tag(leaf, name, 0) for name, leaf in zip(names, leaves, strict=True)])
 
     def _log_prob(self, fn, value):
         """For the analysis of what the site's law depends on."""
