@@ -21,7 +21,6 @@ from vinb.estimators import (
     init,
     moments,
 )
-from vinb.estimators.checks import check_count
 from vinb.estimators.plan import Plan
 from vinb.objectives import elbo
 from vinb.tables import Table
@@ -142,8 +141,8 @@ def audit(
     Raises:
         ValueError: for a negative ``num_draws``, or one of 1.
     """
-    if num_draws:
-        check_count(num_draws - 1, "num_draws - 1")
+    if num_draws not in (0, *range(2, num_draws + 1)):
+        raise ValueError(f"num_draws must be at least 2, or 0 to measure nothing; got {num_draws}")
     key = jax.random.key(0) if key is None else key
     support = support_match(model, guide, args, kwargs, enum=enum)
     advice = [_support_advice(f) for f in support.findings]
@@ -159,8 +158,9 @@ def audit(
         plan = objective.plan(params, key, *args, **kwargs)
         if num_draws:
             noise = _noise(objective, params, key, num_draws, args, kwargs)
-    except ValueError as error:
-        advice.append(f"the lower bound cannot be computed: {error}")
+    except (ValueError, TypeError) as error:  # a Python branch on a draw is a TypeError of JAX
+        text = str(error).splitlines()[0]
+        advice.append(f"the lower bound cannot be computed: {text}")
     named = [f.site for f in support.findings]
     sites = []
     for name, found in selection.guide.sites.items():
@@ -171,9 +171,11 @@ def audit(
         level = noise.get(_params_of(selection, name))
         if strategy.startswith("ScoreFunction"):
             own += _smoothness_advice(selection, name)
-            if num_draws and noise:
+            if num_draws and noise and _verdict(support, name) == Verdict.VALID:
                 own += _alternatives(objective, params, key, num_draws, args, kwargs, name)
-        if level is not None and level > NOISY:
+        if level is not None and not math.isfinite(level):
+            own.append("its parameters have no gradient, or one that is not finite: do they reach the bound?")
+        elif level is not None and level > NOISY:
             own.append(
                 "its gradient is noisy: take more particles or a smaller step"
                 + ("" if own else ", or a larger batch")
@@ -270,7 +272,7 @@ class _Noise:
             )
 
         signal = math.sqrt(total(self.mean, 2))
-        return math.sqrt(total(self.variance, 1)) / signal if signal > 0 else math.inf
+        return math.sqrt(total(self.variance, 1)) / signal if signal > 0 else math.inf  # NaN stays NaN
 
 
 def _alternatives(objective, params, key, num_draws, args, kwargs, name) -> list[str]:

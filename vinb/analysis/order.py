@@ -17,7 +17,12 @@ class Order:
 
     def __init__(self, interpreter: Interpreter, *results: Evaluated):
         self.numbers, self.interpreters = interpreter.numbers, [r.interpreter for r in results]
-        self.free = set().union(*map(_free_inputs, results))
+        # What both draw comes from the first of them, the guide.
+        self.free: set[str] = set()
+        drawn: set[str] = set()
+        for result in results:
+            self.free |= _free_inputs(result) - drawn
+            drawn |= {name for name, site in result.path.sites.items() if not site.observed}
         self._known: dict[int, set[str] | None] = {}
 
     def at_most(self, small: Abstract, large: Abstract, depth: int = 6) -> bool:

@@ -155,14 +155,16 @@ def _traced(program, args, kwargs, decisions, max_branches, may_draw_keys, known
             handlers.trace() as trace,
             handler,
         ):
-            program(*args, **kwargs)
+            try:
+                program(*args, **kwargs)
+            except _RunForReal:
+                raise
+            except Exception as error:
+                _refuse_missing(handler, error)
+                raise
         if handler.found:
             raise _AskedFirst(handler.found)
-        if handler.missing:
-            name = sorted(handler.missing)[0]
-            raise ValueError(
-                f"param site {name!r} has no initial value; give one: numpyro.param({name!r}, value)"
-            )
+        _refuse_missing(handler, None)
         densities: dict[str, DensityCall] = {}
         sites, outputs = {}, {}
         plates = {name: _sizes(*site["args"]) for name, site in trace.items() if site["type"] == "plate"}
@@ -201,6 +203,14 @@ def _traced(program, args, kwargs, decisions, max_branches, may_draw_keys, known
         recorded.get("lines", {}),
         recorded["plates"],
     )
+
+
+def _refuse_missing(handler, error):
+    if handler.missing:
+        name = sorted(handler.missing)[0]
+        raise ValueError(
+            f"param site {name!r} has no initial value; give one: numpyro.param({name!r}, value)"
+        ) from error
 
 
 class _Abstracted(Messenger):
