@@ -15,7 +15,8 @@ from vinb.analysis.sites import Path, SiteInfo
 
 @dataclass
 class Evaluated:
-    """The abstract values of a path's outputs, by what they are, and what was noticed on the way."""
+    """The abstract values of a path's outputs, by what they are; the interpreter that made them; what its inputs were taken
+    to be."""
 
     path: Path
     values: dict[tuple, Abstract]

@@ -83,14 +83,14 @@ class Growths:
         if term[0] == "tag":
             return Size(L, U)
         if term[0] in ("moved", "slice"):
-            return self.of(self._latest(term[1]))
+            return self.of(self.latest(term[1]))
         if (
             len(term) < 2
             or not isinstance(term[1], tuple)
             or not all(isinstance(p, tuple) and len(p) == 2 for p in term[1])
         ):
             return Size(U, U)
-        operands = [self._latest(number) for number, _ in term[1]]
+        operands = [self.latest(number) for number, _ in term[1]]
         rule, sizes, intervals = (
             _RULES.get(term[0]),
             [self.of(a) for a in operands],
@@ -100,7 +100,7 @@ class Growths:
             return _integer_power(sizes[0], dict(term[5])["y"])
         return rule(sizes, intervals) if rule else Size(U, U)
 
-    def _latest(self, number) -> Abstract:
+    def latest(self, number) -> Abstract:
         return latest(number, [r.interpreter for r in self.results])
 
 
@@ -234,7 +234,7 @@ def _log_odds(growths: Growths, probs: Abstract) -> Growth:
     while term is not None and term[0] == "moved":
         term = growths.numbers.terms.get(term[1])
     return (
-        growths.of(growths._latest(term[1][0][0])).value if term is not None and term[0] == "logistic" else U
+        growths.of(growths.latest(term[1][0][0])).value if term is not None and term[0] == "logistic" else U
     )
 
 

@@ -246,8 +246,10 @@ def select_pathwise(
     """Choose the sites of a guide whose samples may be differentiated (lee2023smoothness, the selective pathwise gradient).
 
     Args:
-        model, guide: NumPyro programs of the same arguments. args, kwargs: their arguments. level: what the densities must be
-        in a site's value: ``Level.LIP`` (derivatives are right almost everywhere) or ``Level.DIFF``.
+        model, guide: NumPyro programs of the same arguments.
+        args, kwargs: their arguments.
+        level: what the densities must be in a site's value: ``Level.LIP``, for which derivatives are right almost everywhere,
+            or ``Level.DIFF``.
 
     Returns:
         A :class:`Selection`.

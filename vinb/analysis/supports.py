@@ -44,7 +44,9 @@ class Support:
         if self.kind not in _LINE:
             return name
         low, high = (self._shown(side) for side in ("lower", "upper"))
-        return f"{name} on {{{low}, ..., {high}}}" if self.kind == "integers" else f"{name} on ({low}, {high})"
+        return (
+            f"{name} on {{{low}, ..., {high}}}" if self.kind == "integers" else f"{name} on ({low}, {high})"
+        )
 
     def _shown(self, side):
         if side not in self.ends:

@@ -40,7 +40,7 @@ class Finding:
     """One thing that is wrong, or not known to be right, at a site.
 
     ``kind`` is one of ``support``, ``missing``, ``extra``, ``shape``, ``plate``, ``scale``, ``observation``, ``argument``,
-    ``branch``, ``error``; ``witness`` says what goes wrong where, ``line`` where the site is in the program.
+    ``branch``, ``error``, ``integrability``; ``witness`` says what goes wrong where, ``line`` where the site is in the program.
     """
 
     site: str
