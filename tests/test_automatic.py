@@ -236,3 +236,10 @@ def test_audit_of_a_wrong_guide():
     assert audit(broken, guide, 1.0).verdict == Verdict.ERROR
     with pytest.raises(ValueError, match="num_draws"):
         audit(model, right, 1.0, num_draws=1)
+
+
+def test_the_ends_of_a_support_are_known():
+    """A uniform law with ends of numbers moves smoothly between them."""
+    uniform = lambda loc, scale: dist.Uniform(0.1, 10.0)  # noqa: E731
+    assert chosen(cost(jnp.log, uniform)) == {"z": "Pathwise"}
+    assert chosen(cost(lambda z: jnp.log(z - 1), uniform)) == {"z": "ScoreFunction"}

@@ -87,8 +87,11 @@ def _plate_interval(name):
 
 
 def _support_interval(result, site: SiteInfo, old: Interval) -> Interval:
-    lower, upper = result.get(site.name, "lower"), result.get(site.name, "upper")
-    is_discrete = site.discrete
+    return between(result.get(site.name, "lower"), result.get(site.name, "upper"), old, site.discrete)
+
+
+def between(lower: Abstract | None, upper: Abstract | None, old: Interval, is_discrete: bool) -> Interval:
+    """An interval of draws narrowed to what the ends of their support can be."""
     low = (lower.interval.low, not is_discrete) if lower is not None else (old.low, old.low_open)
     high = (upper.interval.high, not is_discrete) if upper is not None else (old.high, old.high_open)
     found = Interval(low[0], high[0], low[1] or low[0] == -iv.REAL.high, high[1] or high[0] == iv.REAL.high)

@@ -7,6 +7,7 @@ import jax
 import numpyro
 
 from vinb.analysis.abstract import Level, Levels, composed, join
+from vinb.analysis.evaluate import between
 from vinb.analysis.interpreter import Interpreter
 from vinb.analysis.intervals import REAL
 from vinb.analysis.signatures import call_rule
@@ -29,27 +30,39 @@ class Smoothness:
 def smoothness_of(program: Callable[[], Terms], make_run: Callable, *, branches: bool = True) -> Smoothness:
     """Trace ``program`` in a run of mode ``analyse`` and interpret it; without ``branches`` comparisons do not count."""
     intervals: dict = {}
+    discrete: set[str] = set()
 
     def traced():
         run = make_run()
         run.intervals = intervals
         with run:
             cost = program()
+        discrete.update(run.discrete)
         return cost.arrays, {
-            name: (record["log_prob"], record["made_of"]) for name, record in run.records.items()
+            name: (record["log_prob"], record["made_of"], record["ends"])
+            for name, record in run.records.items()
         }
 
     with opaque_densities() as calls, numpyro.validation_enabled(False):
         closed, shapes = jax.make_jaxpr(traced, return_shape=True)()
-    interpreter = Interpreter(
-        lambda name: intervals.get(name, REAL),
-        calls={label: call_rule(call) for label, call in calls.items()},
-        branches=branches,
-    )
-    outs = [value.levels for value in interpreter.run(closed, [])]
-    terms, records = jax.tree.unflatten(jax.tree.structure(shapes), outs)
+    for _ in range(len(intervals) + 1):  # the ends of a support may follow from another site's
+        interpreter = Interpreter(
+            lambda name: intervals.get(name, REAL),
+            calls={label: call_rule(call) for label, call in calls.items()},
+            branches=branches,
+        )
+        terms, records = jax.tree.unflatten(jax.tree.structure(shapes), interpreter.run(closed, []))
+        narrower = {
+            name: between(ends.get("lower"), ends.get("upper"), intervals[name], name in discrete)
+            for name, (_, _, ends) in records.items()
+        }
+        if all(intervals[name] == interval for name, interval in narrower.items()):
+            break
+        intervals.update(narrower)
     return Smoothness(
-        join(terms), {n: d for n, (d, _) in records.items()}, {n: join(m) for n, (_, m) in records.items()}
+        join(term.levels for term in terms),
+        {name: density.levels for name, (density, _, _) in records.items()},
+        {name: join(m.levels for m in made_of) for name, (_, made_of, _) in records.items()},
     )
 
 

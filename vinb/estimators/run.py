@@ -28,7 +28,7 @@ from numpyro.distributions import constraints
 from numpyro.primitives import _PYRO_STACK, Messenger
 
 from vinb.analysis import tag
-from vinb.analysis.domains import open_interval, static_interval
+from vinb.analysis.domains import open_interval, static_interval, support_ends
 from vinb.analysis.intervals import Interval
 from vinb.analysis.signatures import signature_of
 from vinb.estimators import boundaries, control_flow, pathwise
@@ -89,6 +89,7 @@ class Run(Messenger):
         self.detached = False
         # In mode analyse, for smoothness: the intervals of sites and parameters, which are then all marked.
         self.intervals: dict[str, Interval] | None = None
+        self.discrete: set[str] = set()
         self.plate_key = key
         self.counts = {}
         self.level = get_opaque_trace_state()
@@ -110,7 +111,7 @@ class Run(Messenger):
         )
         run.plate_key = self.plate_key  # the runs of a frame see one subsample
         run.prefix, run.live, run.looped, run.detached = prefix, self.live, self.looped, self.detached
-        run.lane, run.intervals = self.lane, self.intervals
+        run.lane, run.intervals, run.discrete = self.lane, self.intervals, self.discrete
         return run
 
     @contextlib.contextmanager
@@ -258,6 +259,9 @@ class Run(Messenger):
             # Implicit derivatives are smooth in the arguments, whatever the sampler does.
             made_of = jax.tree.leaves(fn) if signature_of(base) is not None else [drawn]
             self.records[identity]["made_of"] = [jnp.asarray(leaf) for leaf in made_of]
+            self.records[identity]["ends"] = jax.tree.map(jnp.asarray, support_ends(base))
+            if base.is_discrete:
+                self.discrete.add(identity)
         return marked
 
     def _marked_param(self, msg, value):
