@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
-from jax.interpreters import partial_eval
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 from numpyro import handlers
 from numpyro.contrib.control_flow.cond import cond_wrapper
 from numpyro.contrib.control_flow.scan import scan_wrapper
@@ -86,6 +85,25 @@ class Path:
     densities: dict[str, DensityCall]
     lines: dict[int, str]  # of the branches
     plates: dict[str, tuple[int, int]]  # size and size of the subsample
+
+    @functools.cached_property
+    def constants(self) -> frozenset:
+        return frozenset(self.jaxpr.jaxpr.constvars)
+
+    @functools.cached_property
+    def producers(self) -> dict:
+        """The equation that each variable comes from."""
+        return {v: k for k, eqn in enumerate(self.jaxpr.jaxpr.eqns) for v in eqn.outvars}
+
+    @functools.cached_property
+    def tagged(self) -> frozenset[int]:
+        """The equations that hold an input."""
+        eqns = self.jaxpr.jaxpr.eqns
+        return frozenset(
+            k
+            for k, eqn in enumerate(eqns)
+            if eqn.primitive.name == "tag" or any(map(_has_tags, inner_jaxprs(eqn.params)))
+        )
 
 
 class TooManyPaths(ValueError):
@@ -544,12 +562,22 @@ def _impossible(path: Path) -> bool:
 
 def concrete(path: Path, output: tuple) -> np.ndarray | None:
     """The value of an output that follows from the program's arguments alone; None for one that does not."""
-    wanted = [k == path.outputs[output] for k in range(len(path.outputs))]
-    jaxpr, used = partial_eval.dce_jaxpr(path.jaxpr.jaxpr, wanted, instantiate=False)
-    if any(used) or _has_tags(jaxpr):
-        return None
+    jaxpr = path.jaxpr.jaxpr
+    wanted = jaxpr.outvars[path.outputs[output]]
+    pending, needed = [wanted], set()
+    while pending:
+        atom = pending.pop()
+        if isinstance(atom, Literal) or atom in path.constants:
+            continue
+        k = path.producers.get(atom)
+        if k is None or k in path.tagged:  # the key, or something that is drawn or learnt
+            return None
+        if k not in needed:
+            needed.add(k)
+            pending.extend(jaxpr.eqns[k].invars)
+    part = jaxpr.replace(invars=[], outvars=[wanted], eqns=[jaxpr.eqns[k] for k in sorted(needed)])
     with jax.ensure_compile_time_eval():
-        return np.asarray(jaxpr_as_fun(ClosedJaxpr(jaxpr, path.jaxpr.consts))()[0])
+        return np.asarray(jaxpr_as_fun(ClosedJaxpr(part, path.jaxpr.consts))()[0])
 
 
 def _has_tags(jaxpr):
