@@ -155,6 +155,7 @@ def test_bayesian_layers_writes_its_rows(load, tmp_path, capsys):
     assert "times faster" in capsys.readouterr().out
 
 
+@pytest.mark.exhaustive
 def test_bayesian_layers_notices_a_wrong_gradient(load, monkeypatch, capsys):
     module = load("bayesian_layers")
     right = module.local_by_hand

@@ -240,6 +240,7 @@ def test_every_form_of_a_branch_and_family_of_normals(form, name):
         assert np.all(np.abs(draws.mean(0) - exact[n]) < Z_LIMIT * error + 1e-11)
 
 
+@pytest.mark.exhaustive  # a minute of XLA's work on a busy machine
 def test_a_chain_of_sites_and_a_moving_edge():
     """z2 ~ N(w z1, s): the boundary moves with both, and with its own edge."""
 
@@ -313,8 +314,11 @@ Y = np.array([0.3, 1.9, -0.8])
 @pytest.mark.parametrize(
     "guide",
     [
-        AutoMultivariateNormal,
-        *(pytest.param(g, marks=pytest.mark.exhaustive) for g in (AutoNormal, AutoLowRankMultivariateNormal)),
+        AutoNormal,
+        *(
+            pytest.param(g, marks=pytest.mark.exhaustive)
+            for g in (AutoMultivariateNormal, AutoLowRankMultivariateNormal)
+        ),
     ],
 )
 def test_automatic_guides_against_the_score_function(guide):
@@ -539,13 +543,13 @@ def check_random_program(seed):
         assert np.all(np.abs(ours.mean[n] - score.mean[n]) < Z_LIMIT * error), (seed, n)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(1))
 def test_random_programs_against_the_score_function(seed):
     check_random_program(seed)
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("seed", range(2, 102))
+@pytest.mark.parametrize("seed", range(1, 102))
 def test_many_random_programs_against_the_score_function(seed):
     check_random_program(seed)
 

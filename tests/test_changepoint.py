@@ -99,6 +99,7 @@ def test_posterior_is_that_of_enumeration_and_the_gradient(n, m):
     np.testing.assert_allclose(found.changepoints.sum(0), 1, rtol=1e-12)
 
 
+@pytest.mark.exhaustive
 def test_second_derivatives():
     density, weights, stay = inputs(7, 2, 2)
     check_grads(
