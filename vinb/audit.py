@@ -23,7 +23,7 @@ from vinb.estimators import (
 )
 from vinb.estimators.plan import Plan
 from vinb.objectives import elbo
-from vinb.tables import Table
+from vinb.tables import Table, Tabled
 
 NOISY = 10.0  # standard deviation of one draw of the gradient over the size of its mean, above which training is slow
 WORTH = 2.0  # how many times less work an alternative must promise to be named
@@ -53,8 +53,8 @@ class SiteAudit:
     advice: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Audit:
+@dataclass(frozen=True, repr=False)
+class Audit(Tabled):
     """What :func:`audit` found; show it in a notebook.
 
     Attributes:
@@ -101,14 +101,6 @@ class Audit:
         )
         caption = "; ".join([f"support match: {self.verdict}", *self.advice])
         return Table(columns, rows, right=frozenset({5}), caption=caption)
-
-    def __str__(self):
-        return str(self.table())
-
-    __repr__ = __str__
-
-    def _repr_html_(self):
-        return self.table()._repr_html_()
 
 
 def audit(

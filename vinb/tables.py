@@ -63,3 +63,18 @@ class Table:
         return "\n".join(lines)
 
     __repr__ = __str__
+
+
+class Tabled:
+    """What is shown as its table: printed, at a prompt, and in a notebook."""
+
+    def table(self) -> Table:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()

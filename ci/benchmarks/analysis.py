@@ -14,6 +14,7 @@ import harness
 import numpy as np
 
 from vinb.analysis import select_pathwise, smoothness, support_match
+from vinb.analysis.dependence import inner_jaxprs
 from vinb.analysis.evaluate import evaluate
 from vinb.analysis.sites import trace_paths
 from vinb.models.pairs import PAIRS, make_pair
@@ -43,8 +44,6 @@ def timed(call, rounds):
 
 
 def num_equations(jaxpr):
-    from vinb.analysis.dependence import inner_jaxprs
-
     return sum(1 + sum(num_equations(inner) for inner in inner_jaxprs(eqn.params)) for eqn in jaxpr.eqns)
 
 

@@ -70,6 +70,25 @@ def composed(level: Level, levels: Levels, cause: str) -> dict[str, Reach]:
     }
 
 
+def without(levels: Levels, *names: str) -> dict[str, Reach]:
+    return {name: reach for name, reach in levels.items() if name not in names}
+
+
+def substituted(levels: Levels, moved: Mapping[str, Levels]) -> dict[str, Reach]:
+    """``levels`` with what the inputs in ``moved`` are made of in their place."""
+    parts = [composed(levels[n].level, inner, levels[n].cause) for n, inner in moved.items() if n in levels]
+    return join([without(levels, *moved), *parts])
+
+
+def moved_levels(made_of: Mapping[str, Levels], moving: set[str]) -> dict[str, Levels]:
+    """Levels of each moving input in those that are held, from what it is made of: in the order in which they are drawn."""
+    moved: dict[str, Levels] = {}
+    for name, levels in made_of.items():
+        if name in moving:
+            moved[name] = substituted(levels, moved)
+    return moved
+
+
 class Axes(NamedTuple):
     """An array that is another one with axes of size one added, removed or repeated: ``places[k]`` is where the k-th axis (of those
     larger than one) of the array with number ``number`` lies; all other axes repeat it."""

@@ -43,6 +43,16 @@ def unwrap(fn: Distribution) -> Distribution:
     return fn
 
 
+def masks_of(fn: Distribution) -> list:
+    """The masks around a distribution, but for those that hide nothing."""
+    masks = []
+    while isinstance(fn, WRAPPERS):
+        if isinstance(fn, MaskedDistribution) and fn._mask is not True:
+            masks.append(fn._mask)
+        fn = fn.base_dist
+    return masks
+
+
 def is_numeric(leaf):
     return hasattr(leaf, "dtype") or isinstance(leaf, int | float | complex)
 

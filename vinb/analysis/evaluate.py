@@ -1,8 +1,9 @@
 """A traced program's outputs as abstract values, with the inputs' intervals as narrow as their supports say."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from vinb.analysis import intervals as iv
 from vinb.analysis.abstract import Abstract, Numbers
@@ -11,6 +12,8 @@ from vinb.analysis.interpreter import Interpreter
 from vinb.analysis.intervals import Interval
 from vinb.analysis.signatures import call_rule
 from vinb.analysis.sites import Path, SiteInfo
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -59,12 +62,22 @@ def evaluate(
         intervals |= dict.fromkeys(param.tags, open_interval(param.constraint))
     moving = [name for name in path.sites if name not in given and not path.sites[name].observed]
     moving = [name for name in moving if (name, "lower") in path.outputs or (name, "upper") in path.outputs]
-    for _ in range(len(moving) + 1):  # a support's ends may follow from another site's
-        result = _evaluate(path, numbers, intervals)
-        narrower = {name: _support_interval(result, path.sites[name], intervals[name]) for name in moving}
-        if all(intervals[name] == interval for name, interval in narrower.items()):
+    return narrowed(
+        lambda intervals: _evaluate(path, numbers, intervals),
+        lambda result, old: {name: _support_interval(result, path.sites[name], old[name]) for name in moving},
+        intervals,
+    )
+
+
+def narrowed(interpret: Callable[[dict], T], narrower: Callable[[T, dict], dict], intervals: dict) -> T:
+    """``interpret(intervals)``, again with narrower intervals as long as it gives some: the ends of a site's support may follow
+    from another site's draw."""
+    for _ in range(len(intervals) + 1):
+        result = interpret(intervals)
+        found = narrower(result, intervals)
+        if all(intervals[name] == interval for name, interval in found.items()):
             break
-        intervals = intervals | narrower
+        intervals = intervals | found
     return result
 
 

@@ -77,10 +77,6 @@ def _dot(shapes, params, a, b):
     return iv.times(iv.multiply(a, b), _contracted(shapes, params))
 
 
-def _integer_pow_level(y):
-    return (lambda a: DIFF) if y >= 0 else when(lambda a: a.nonzero)
-
-
 def _pow_level(a, b):
     if a.positive or (b.is_point and float(b.low).is_integer() and b.low >= 0):
         return DIFF
@@ -182,8 +178,9 @@ RULES: dict[str, Rule] = {
     "digamma": Rule(when(positive), iv.increasing(special.digamma, iv.POSITIVE)),
     "polygamma": Rule(lambda m, x: (ANY, DIFF if x.positive else ANY), iv.constant(ANYTHING)),
     "zeta": Rule(lambda x, q: DIFF if x.above(1) and q.positive else ANY, iv.constant(ANYTHING)),
-    "igamma": Rule(when(positive), lambda a, x: iv.UNIT if positive(a, x) else ANYTHING),
-    "igammac": Rule(when(positive), lambda a, x: iv.UNIT if positive(a, x) else ANYTHING),
+    **dict.fromkeys(
+        ["igamma", "igammac"], Rule(when(positive), lambda a, x: iv.UNIT if positive(a, x) else ANYTHING)
+    ),
     "regularized_incomplete_beta": Rule(
         when(lambda a, b, x: positive(a, b) and _inside(0, 1)(x)),
         lambda a, b, x: iv.UNIT if positive(a, b) and _inside(0, 1)(x) else ANYTHING,
@@ -216,8 +213,7 @@ RULES: dict[str, Rule] = {
     "rem": Rule(ANY, _remainder),
     "reduce_and": Rule(ANY, _first),
     "reduce_or": Rule(ANY, _first),
-    "argmax": Rule(ANY, lambda s, p, a: iv.closed(0, max(int(np.prod([s[0][k] for k in p["axes"]])) - 1, 0)), sized=True),
-    "argmin": Rule(ANY, lambda s, p, a: iv.closed(0, max(int(np.prod([s[0][k] for k in p["axes"]])) - 1, 0)), sized=True),
+    **dict.fromkeys(["argmax", "argmin"], Rule(ANY, lambda s, p, a: iv.closed(0, max(_reduced(s, p) - 1, 0)), sized=True)),
     "tan": Rule(ANY, iv.constant(REAL)),
     "iota": Rule(CONST, lambda s, p: iv.closed(0, max(p["shape"][p["dimension"]] - 1, 0)), sized=True),
     # places: smooth in what is moved, not in where it is moved to

@@ -27,7 +27,15 @@ from numpyro.distributions import Delta, Distribution, MaskedDistribution, const
 from numpyro.primitives import Messenger
 
 from vinb.analysis.dependence import inner_jaxprs, tag
-from vinb.analysis.domains import WRAPPERS, is_numeric, static_interval, support_ends, support_kind, unwrap
+from vinb.analysis.domains import (
+    WRAPPERS,
+    is_numeric,
+    masks_of,
+    static_interval,
+    support_ends,
+    support_kind,
+    unwrap,
+)
 from vinb.analysis.intervals import Interval
 from vinb.analysis.signatures import DensityCall, DivergenceCall, owners, signature_of
 from vinb.analysis.source import place
@@ -368,7 +376,7 @@ def _site_info(name, site, handler) -> SiteInfo:
         site.get("scale") is not None,
         handler.lines.get(name, "an unknown line"),
         name in handler.automatic,
-        any(mask is False for mask in _masks(fn)),
+        any(mask is False for mask in masks_of(fn)),
         *support_kind(base),
         static_interval(base),
         bool(base.is_discrete),
@@ -390,18 +398,9 @@ def _site_outputs(name, site, densities) -> dict[tuple, Any]:
         outputs[name, side] = bound
     if site.get("scale") is not None:
         outputs[name, "scale"] = site["scale"]
-    for k, mask in enumerate(_masks(fn)):
+    for k, mask in enumerate(masks_of(fn)):
         outputs[name, "mask", k] = mask
     return outputs
-
-
-def _masks(fn):
-    masks = []
-    while isinstance(fn, WRAPPERS):
-        if isinstance(fn, MaskedDistribution) and fn._mask is not True:
-            masks.append(fn._mask)
-        fn = fn.base_dist
-    return masks
 
 
 def given_arguments(base: Distribution) -> dict[str, tuple[Any, Distribution]]:

@@ -10,14 +10,14 @@ instead.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from numpyro.distributions import TransformedDistribution
 
-from vinb.analysis.abstract import Level, Levels, Reach, composed, join
+from vinb.analysis.abstract import Level, Levels, Reach, composed, join, moved_levels, substituted, without
 from vinb.analysis.evaluate import Evaluated, evaluate
 from vinb.analysis.sites import trace_paths
-from vinb.tables import Table
+from vinb.tables import Table, Tabled
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class SiteSmoothness:
     reparameterised: bool = False
 
 
-@dataclass(frozen=True)
-class SmoothnessReport:
+@dataclass(frozen=True, repr=False)
+class SmoothnessReport(Tabled):
     """What :func:`smoothness` found.
 
     Attributes:
@@ -71,14 +71,6 @@ class SmoothnessReport:
         caption = "; ".join(["log density, jointly in all inputs at a level or better", *notes])
         return Table(("input", "distribution", "log density is", "because of"), rows, caption=caption)
 
-    def __str__(self):
-        return str(self.table())
-
-    __repr__ = __str__
-
-    def _repr_html_(self):
-        return self.table()._repr_html_()
-
 
 def smoothness(
     program: Callable, args: tuple = (), kwargs: dict | None = None, *, max_paths: int = 64
@@ -106,28 +98,23 @@ def smoothness(
             found = _site(result, name, branching)
             if name in sites:
                 old = sites[name]
-                found = SiteSmoothness(
-                    *(getattr(found, f) for f in ("name", "distribution", "observed", "line")),
-                    join([old.levels, found.levels]),
-                    join([old.arguments, found.arguments]),
-                    found.assigned,
-                    found.reparameterised and old.reparameterised,
+                found = replace(
+                    found,
+                    levels=join([old.levels, found.levels]),
+                    arguments=join([old.arguments, found.arguments]),
+                    reparameterised=found.reparameterised and old.reparameterised,
                 )
             sites[name] = found
     params = tuple(dict.fromkeys(name for result in paths for name in result.path.params))
     tags = {tag: p.name for result in paths for p in result.path.params.values() for tag in p.tags}
-    # A site that only some paths have is as rough as the branch.
-    rough = [levels for result in paths if len(paths) > 1 for levels in [_branching(result)]]
-    total = join(
-        [*(_merged(site.levels, tags) for site in sites.values()), *(_merged(r, tags) for r in rough)]
-    )
     sites = {
-        name: SiteSmoothness(
-            site.name, site.distribution, site.observed, site.line, _merged(site.levels, tags),
-            _merged(site.arguments, tags), site.assigned, site.reparameterised,
-        )
+        name: replace(site, levels=_merged(site.levels, tags), arguments=_merged(site.arguments, tags))
         for name, site in sites.items()
-    }  # fmt: skip
+    }
+    # A site that only some paths have is as rough as the branch.
+    total = join(
+        [*(site.levels for site in sites.values()), *(_merged(_branching(result), tags) for result in paths)]
+    )
     inputs = [*(n for n, site in sites.items() if not site.observed and not site.assigned), *params]
     levels = {name: total.get(name, Reach(Level.CONST)).level for name in inputs}
     return SmoothnessReport(
@@ -167,7 +154,7 @@ def _site(result: Evaluated, name: str, branching: Levels) -> SiteSmoothness:
         weight = result.arguments(name).get("log_density")
         density, arguments = {} if weight is None else weight.levels, [result[name, "value"].levels]
     elif not arguments:  # those of a mixture or a transformed distribution
-        arguments = [_without(density, name)]
+        arguments = [without(density, name)]
     return SiteSmoothness(
         name,
         type(site.fn).__name__,
@@ -185,10 +172,6 @@ def _is_reparameterised(fn) -> bool:
     return bool(fn.has_rsample) and (bool(fn.arg_constraints) or type(fn) is TransformedDistribution)
 
 
-def _without(levels, name):
-    return {n: reach for n, reach in levels.items() if n != name}
-
-
 def _merged(levels: Levels, tags: dict[str, str]) -> Levels:
     """With the arrays of one parameter taken together."""
     return join({tags.get(name, name): reach} for name, reach in levels.items())
@@ -197,8 +180,8 @@ def _merged(levels: Levels, tags: dict[str, str]) -> Levels:
 # ---- selection
 
 
-@dataclass(frozen=True)
-class Selection:
+@dataclass(frozen=True, repr=False)
+class Selection(Tabled):
     """Which sites of a guide may be reparameterised.
 
     Attributes:
@@ -225,14 +208,6 @@ class Selection:
         ]
         word = "unbiased" if self.certified else f"no certificate: {self.failed}"
         return Table(("site", "gradient", "why"), rows, caption=f"{self.level} is enough; {word}")
-
-    def __str__(self):
-        return str(self.table())
-
-    __repr__ = __str__
-
-    def _repr_html_(self):
-        return self.table()._repr_html_()
 
 
 def select_pathwise(
@@ -267,7 +242,8 @@ def _select(p: SmoothnessReport, q: SmoothnessReport, level: Level) -> Selection
     latent = [name for name, site in q.sites.items() if not site.observed]
     params = dict.fromkeys([*p.params, *q.params])
     fixed = {name for name in latent if q.sites[name].assigned}
-    total = _through(join(_total(report) for report in (p, q)), q, fixed)
+    made_of = {name: site.arguments for name, site in q.sites.items()}
+    total = substituted(join(_total(report) for report in (p, q)), moved_levels(made_of, fixed))
     reasons, chosen = {}, []
     for name in latent:
         if name in fixed:
@@ -287,7 +263,7 @@ def _select(p: SmoothnessReport, q: SmoothnessReport, level: Level) -> Selection
         failed = f"the densities are {total[rough[0]].level} in the parameter {rough[0]!r}: {total[rough[0]].cause}"
     # With the chosen sites moving along: what they are made of must be smooth in the parameters too.
     while chosen and not failed:  # without a certificate there is nothing to keep
-        moved = _moved_levels(q, set(chosen) | fixed)
+        moved = moved_levels(made_of, set(chosen) | fixed)
         bad = [
             (site, name)
             for site in chosen
@@ -304,25 +280,3 @@ def _select(p: SmoothnessReport, q: SmoothnessReport, level: Level) -> Selection
 
 def _total(report: SmoothnessReport) -> Levels:
     return join(site.levels for site in report.sites.values())
-
-
-def _moved_levels(report: SmoothnessReport, moving: set[str]) -> dict[str, Levels]:
-    """The levels of each moving site's value in the parameters and in the sites that are held."""
-    moved: dict[str, Levels] = {}
-    for name, site in report.sites.items():
-        if name in moving:
-            moved[name] = _substituted(site.arguments, moved)
-    return moved
-
-
-def _through(levels: Levels, report: SmoothnessReport, moving: set[str]) -> Levels:
-    return _substituted(levels, _moved_levels(report, moving))
-
-
-def _substituted(levels: Levels, moved: dict[str, Levels]) -> Levels:
-    """``levels`` with what the moving sites are made of in their place."""
-    parts = [{name: reach for name, reach in levels.items() if name not in moved}]
-    for name, inner in moved.items():
-        if name in levels:
-            parts.append(composed(levels[name].level, inner, levels[name].cause))
-    return join(parts)

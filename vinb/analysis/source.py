@@ -44,11 +44,3 @@ def called_jaxpr(eqn: JaxprEqn) -> ClosedJaxpr | Jaxpr | None:
     if eqn.primitive.name not in CALLS:
         return None
     return next((p for p in eqn.params.values() if isinstance(p, ClosedJaxpr | Jaxpr)), None)
-
-
-def is_own(eqn: JaxprEqn) -> bool:
-    """Does an equation stand in vinb itself?"""
-    try:
-        return "/vinb/" in source_info_util.user_frame(eqn.source_info.traceback).file_name.replace("\\", "/")
-    except Exception:  # as for the line
-        return False

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vinb.tables import Table
+from vinb.tables import Table, Tabled
 
 
 class Verdict(StrEnum):
@@ -56,8 +56,8 @@ class Finding:
         return f"{self.verdict} {self.kind} of {self.site!r}{line}: {self.message}{witness}"
 
 
-@dataclass(frozen=True)
-class SupportReport:
+@dataclass(frozen=True, repr=False)
+class SupportReport(Tabled):
     """What :func:`support_match` found.
 
     Attributes:
@@ -87,11 +87,3 @@ class SupportReport:
         rows = rows or [("all", self.subject, str(self.verdict), "nothing found", "")]
         caption = "; ".join([f"{self.subject}: {self.verdict}", *self.assumptions])
         return Table(("site", "what", "verdict", "why", "where"), rows, caption=caption)
-
-    def __str__(self):
-        return str(self.table())
-
-    __repr__ = __str__
-
-    def _repr_html_(self):
-        return self.table()._repr_html_()

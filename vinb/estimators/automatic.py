@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import jax
 import numpyro
 
-from vinb.analysis.abstract import Level, Levels, composed, join
-from vinb.analysis.evaluate import between
+from vinb.analysis.abstract import Level, Levels, join, moved_levels, substituted, without
+from vinb.analysis.evaluate import between, narrowed
 from vinb.analysis.interpreter import Interpreter
 from vinb.analysis.intervals import REAL
 from vinb.analysis.signatures import call_rule
@@ -45,20 +45,19 @@ def smoothness_of(program: Callable[[], Terms], make_run: Callable, *, branches:
 
     with opaque_densities() as calls, numpyro.validation_enabled(False):
         closed, shapes = jax.make_jaxpr(traced, return_shape=True)()
-    for _ in range(len(intervals) + 1):  # the ends of a support may follow from another site's
-        interpreter = Interpreter(
-            lambda name: intervals.get(name, REAL),
-            calls={label: call_rule(call) for label, call in calls.items()},
-            branches=branches,
-        )
-        terms, records = jax.tree.unflatten(jax.tree.structure(shapes), interpreter.run(closed, []))
-        narrower = {
-            name: between(ends.get("lower"), ends.get("upper"), intervals[name], name in discrete)
-            for name, (_, _, ends) in records.items()
+    rules = {label: call_rule(call) for label, call in calls.items()}
+
+    def interpret(intervals):
+        interpreter = Interpreter(lambda name: intervals.get(name, REAL), calls=rules, branches=branches)
+        return jax.tree.unflatten(jax.tree.structure(shapes), interpreter.run(closed, []))
+
+    def narrower(result, old):
+        return {
+            name: between(ends.get("lower"), ends.get("upper"), old[name], name in discrete)
+            for name, (_, _, ends) in result[1].items()
         }
-        if all(intervals[name] == interval for name, interval in narrower.items()):
-            break
-        intervals.update(narrower)
+
+    terms, records = narrowed(interpret, narrower, intervals)
     return Smoothness(
         join(term.levels for term in terms),
         {name: density.levels for name, (density, _, _) in records.items()},
@@ -85,7 +84,7 @@ def choose_pathwise(
         held = [name for name in (*scored, *reasons) if name in found.densities]
         # Everything that is differentiated, with the moving sites still as inputs.
         used = {"the cost": found.cost} | {
-            f"the density of {n!r}": _without(found.densities[n], n) for n in held
+            f"the density of {n!r}": without(found.densities[n], n) for n in held
         }
         used |= {f"what {n!r} is drawn from": found.made_of[n] for n in moving}
         rough = {
@@ -111,12 +110,9 @@ def choose_pathwise(
 
 def rough_params(found: Smoothness, pathwise: list[str], scored: list[str]) -> dict[str, str]:
     """Parameters in which something that is differentiated is not smooth: there no estimator is sure to be unbiased."""
-    moved: dict[str, Levels] = {}
-    for name, levels in found.made_of.items():
-        if name in pathwise:
-            moved[name] = _through(levels, moved)
+    moved = moved_levels(found.made_of, set(pathwise))
     total = join(
-        _through(levels, moved)
+        substituted(levels, moved)
         for levels in [found.cost, *(found.densities[n] for n in scored if n in found.densities)]
     )
     return {
@@ -128,13 +124,3 @@ def rough_params(found: Smoothness, pathwise: list[str], scored: list[str]) -> d
 
 def _param(name: str) -> str:
     return name.removeprefix("/param/").rsplit("#", 1)[0]
-
-
-def _through(levels: Levels, moved: dict[str, Levels]) -> Levels:
-    parts = [_without(levels, *moved)]
-    parts += [composed(levels[n].level, inner, levels[n].cause) for n, inner in moved.items() if n in levels]
-    return join(parts)
-
-
-def _without(levels: Levels, *names: str) -> Levels:
-    return {name: reach for name, reach in levels.items() if name not in names}

@@ -6,9 +6,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.distributions import Kumaraswamy, MaskedDistribution
+from numpyro.distributions import Kumaraswamy
 
 from vinb.analysis import dependence
+from vinb.analysis.domains import masks_of
 from vinb.analysis.sites import divergence_of
 from vinb.estimators import Expectation, Terms, expectation
 from vinb.estimators.elements import unwrap
@@ -158,17 +159,8 @@ def _same_scale(first, second):
 
 
 def _same_masks(first, second):
-    first, second = _masks(first), _masks(second)
+    first, second = masks_of(first), masks_of(second)
     return len(first) == len(second) and all(map(_same, first, second))
-
-
-def _masks(fn):
-    masks = []
-    while hasattr(fn, "base_dist"):
-        if isinstance(fn, MaskedDistribution) and fn._mask is not True:
-            masks.append(fn._mask)
-        fn = fn.base_dist
-    return masks
 
 
 def _same(first, second):
