@@ -59,7 +59,6 @@ class SiteInfo:
     event_dim: int
     auxiliary: bool
     enumerated: bool
-    scaled: bool
     line: str
     automatic: bool  # written by an automatic guide of NumPyro
     hidden: bool  # masked altogether
@@ -373,7 +372,6 @@ def _site_info(name, site, handler) -> SiteInfo:
         fn.event_dim,
         bool(infer.get("is_auxiliary")),
         infer.get("enumerate") == "parallel",
-        site.get("scale") is not None,
         handler.lines.get(name, "an unknown line"),
         name in handler.automatic,
         any(mask is False for mask in masks_of(fn)),
