@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import optax
 import pytest
 from numpyro.distributions import constraints
 
+from vinb import training
 from vinb.estimators import constrain, init, moments, score_function, site_keys, straight_through
 
 Z_LIMIT = 4.5
@@ -169,6 +171,16 @@ def test_init_and_constrain_are_inverse_and_as_svi_has_them():
     svi_params = svi.optim.get_params(svi.init(jax.random.key(0)).optim_state)
     assert jax.tree.structure(svi_params) == jax.tree.structure(params)
     np.testing.assert_allclose(svi_params["scale"], params["scale"])
+
+
+def test_an_initial_value_that_is_a_python_number_is_an_array_and_trained():
+    params = init(lambda: numpyro.param("loc", 1.0), jax.random.key(0))
+    assert isinstance(params["loc"], jax.Array)
+    assert params["loc"].dtype == jnp.float32
+    fitted = training.fit(
+        lambda p, key: p["loc"] ** 2, params, optax.sgd(0.25), jax.random.key(0), num_steps=1
+    )
+    assert fitted.params["loc"] == 0.5
 
 
 def test_init_runs_for_real_where_an_initial_value_needs_the_arguments():

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import biject_to, constraints
 from numpyro.primitives import Messenger
@@ -147,7 +148,9 @@ def init(program: Callable | tuple[Callable, ...], key: jax.Array, *args, **kwar
     params: Params = {}
     for one in programs:
         for name, site in _param_sites(one, key, args, kwargs).items():
-            params.setdefault(name, bijector(site).inv(site["value"]))
+            value = bijector(site).inv(site["value"])
+            # An array, as in SVI: training leaves a Python number, as in `param("loc", 0.0)`, where it is.
+            params.setdefault(name, jnp.asarray(value, float) if isinstance(value, float) else value)
     return params
 
 
