@@ -5,5 +5,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 uv=.venv/bin/uv
 [ -x "$uv" ] || uv=uv
-"$uv" pip compile pyproject.toml ci/build-requirements.in --extra test --universal --python-version 3.11 --fork-strategy fewest \
+"$uv" pip compile pyproject.toml ci/build-requirements.in --extra test --extra book --extra cluster --universal --python-version 3.11 --fork-strategy fewest \
   --generate-hashes --no-annotate --no-emit-index-url --custom-compile-command "ci/lock.sh" --quiet --output-file ci/requirements.txt "$@"

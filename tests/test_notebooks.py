@@ -82,6 +82,7 @@ def test_the_same_seed_gives_the_same_result(first_run, tmp_path):
 @pytest.mark.parametrize("name", sorted(NOTEBOOKS))
 def test_committed_outputs_and_records_belong_to_the_source(name):
     assert notebooks.check(NOTEBOOKS[name]) == []
+    assert notebooks.to_dos(NOTEBOOKS[name]) == []  # of the template of `vinb new`
 
 
 def test_there_are_notebooks_and_each_has_expected_values():

@@ -1,12 +1,16 @@
 """The package as a whole: what imports what, what is pinned, what the repository must not name."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+import vinb
 
 ROOT = Path(__file__).resolve().parents[1]
 # Upper rooms may import lower ones (rightwards), never the other way; rooms that have no file yet keep their place.
@@ -94,6 +98,42 @@ def test_every_dependency_is_pinned():
         for spec in project["dependencies"] + project["optional-dependencies"]["test"]
     }
     assert wanted <= pinned
+
+
+def test_the_citation_file_is_of_its_format_and_broken_ones_are_not(tmp_path):
+    good = ROOT / "CITATION.cff"
+    content = yaml.safe_load(good.read_text(encoding="utf-8"))
+    broken = [{name: value for name, value in content.items() if name != "title"}]
+    broken += [
+        content | change
+        for change in ({"date-released": "soon"}, {"authors": []}, {"autors": "A"}, {"license": "Free"})
+    ]
+    files = []
+    for i, each in enumerate(broken):
+        files.append(tmp_path / f"{i}.cff")
+        files[-1].write_text(yaml.safe_dump(each), encoding="utf-8")
+    # The schema is in the package, so this needs no network.
+    command = [
+        Path(sys.executable).parent / "check-jsonschema",
+        "--builtin-schema",
+        "vendor.citation-file-format",
+    ]
+    command += ["--force-filetype", "yaml", "--output-format", "json", good, *files]
+    check = subprocess.run(command, capture_output=True, text=True)
+    assert check.returncode == 1, check.stderr
+    assert {Path(error["filename"]) for error in json.loads(check.stdout)["errors"]} == set(files), (
+        check.stdout
+    )
+
+
+def test_the_citation_file_is_of_this_version_and_dated_when_it_is_released():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == vinb.__version__
+    version, date = re.search(
+        r"^## \[([\d.]+)\] - (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
+    ).groups()
+    assert version == vinb.__version__
+    assert str(citation.get("date-released", "unreleased")) == date
 
 
 def test_no_file_names_a_machine_path():

@@ -1,21 +1,20 @@
-"""``vinb list | run | cite | data | doctor``: a thin shell around papermill and `vinb.experiment`.
+"""``vinb list | run | sweep | cite | new | data | doctor``: a thin shell around papermill and `vinb.experiment`.
 
 Exit codes: 0 done; 1 a claim failed, a cell raised, or a check of `doctor` or `data verify` failed; 2 the
 call was wrong, or a file could not be read or written.
 """
 
 import argparse
-import ast
 import difflib
-import json
+import functools
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import vinb
-from vinb.experiment import citation, notebooks, parameters, paths, saved
+from vinb.experiment import citation, notebooks, parameters, paths, planning, saved
+from vinb.experiment.planning import literal
 from vinb.experiment.tables import verdict_counts
 from vinb.tables import Table
 
@@ -90,6 +89,43 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--timeout", type=float, metavar="SECONDS", help="stop if a single cell takes longer")
     run.set_defaults(run=_run)
 
+    sweep = commands.add_parser(
+        "sweep",
+        parents=[place],
+        help="run a notebook for every combination of some values",
+        description="Runs a notebook for every combination of values, several at a time, and puts the results into one table "
+        "and one plot. Finished runs are skipped, so the same command goes on after an interruption.",
+        epilog="Example: vinb sweep bayes_by_backprop --preset smoke -p seed=0:5 -p hidden=100,200",
+    )
+    sweep.add_argument("notebook", help="name of a notebook, or a path of an .ipynb file")
+    sweep.add_argument("--preset", choices=parameters.PRESETS, help="size of the runs (default: cpu)")
+    sweep.add_argument(
+        "-p",
+        "--parameter",
+        action="append",
+        default=[],
+        metavar="NAME=VALUES",
+        help="values of a parameter: a,b,c or first:end or first:end:step, the end excluded; lists as [1,2],[3]; repeatable",
+    )
+    sweep.add_argument(
+        "--output-dir",
+        metavar="FOLDER",
+        help="results go to FOLDER/<notebook>/ (default: runs/ in the clone)",
+    )
+    sweep.add_argument("--workers", type=int, metavar="N", help="runs at a time on this machine")
+    sweep.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="take the workers of this dask scheduler: its address or its file",
+    )
+    sweep.add_argument("--metric", action="append", default=[], metavar="NAME", help="plot this; repeatable")
+    sweep.add_argument("--again", action="store_true", help="make finished runs again")
+    sweep.add_argument("--dry-run", action="store_true", help="list the runs and which are finished")
+    sweep.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help="stop a run if a single cell takes longer"
+    )
+    sweep.set_defaults(run=_sweep)
+
     cite = commands.add_parser(
         "cite",
         parents=[place],
@@ -104,6 +140,24 @@ def _parser() -> argparse.ArgumentParser:
         "--preset", choices=parameters.PRESETS, help="which committed record (default: the largest)"
     )
     cite.set_defaults(run=_cite)
+
+    new = commands.add_parser(
+        "new",
+        parents=[place],
+        help="make a notebook from a template that runs",
+        description="Writes notebooks/NAME.ipynb, a small example that runs and follows the standard, to write your own over.",
+        epilog="Example: vinb new my_paper --paper kingma2014aevb",
+    )
+    new.add_argument(
+        "name", metavar="NAME", help="of the notebook: lower-case letters, digits and underscores"
+    )
+    of = new.add_mutually_exclusive_group()
+    of.add_argument("--paper", metavar="KEY", help="the paper's key in notebooks/references.bib")
+    of.add_argument(
+        "--bibtex", metavar="FILE", help="add the paper's entry, in FILE (- for standard input), to it"
+    )
+    new.add_argument("--title", metavar="TEXT", help="the notebook's heading (default: the paper's title)")
+    new.set_defaults(run=_new)
 
     data = commands.add_parser("data", help="data sets: list, verify, download")
     verbs = data.add_subparsers(required=True, metavar="VERB")
@@ -141,9 +195,14 @@ def _list(options: argparse.Namespace) -> int:
             rows.append([name, "unreadable", "", "; ".join(found) or "none"])
             broken.append(error)
             continue
-        key = _paper_key(nb)
+        key = notebooks.paper_key(nb)
         rows.append(
-            [name, _title(nb), citation.short(known[key]) if key in known else "", "; ".join(found) or "none"]
+            [
+                name,
+                notebooks.title(nb),
+                citation.short(known[key]) if key in known else "",
+                "; ".join(found) or "none",
+            ]
         )
     if not rows:
         print(f"No notebooks in {paths.shown(root / 'notebooks')}.")
@@ -154,52 +213,9 @@ def _list(options: argparse.Namespace) -> int:
     return 2 if broken else 0
 
 
-def _title(nb: dict[str, Any]) -> str:
-    for cell in nb["cells"]:
-        if cell["cell_type"] == "markdown":
-            source = cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
-            for line in source.splitlines():
-                if line.startswith("# "):
-                    return line[2:].strip()
-    return ""
-
-
-def _paper_key(nb: dict[str, Any]) -> str | None:
-    """The ``paper=`` of the notebook's ``begin`` call."""
-    for source in notebooks.code_cells(nb):
-        if "begin(" in source and "paper" in source:
-            try:
-                tree = ast.parse(source)
-            except SyntaxError:
-                continue
-            for node in ast.walk(tree):
-                if (
-                    isinstance(node, ast.keyword)
-                    and node.arg == "paper"
-                    and isinstance(node.value, ast.Constant)
-                ):
-                    return node.value.value
-    return None
-
-
-def _find(name: str, root: Path) -> Path:
-    known = notebooks.discover(root)
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"there is no notebook {name!r}.{hint} Notebooks: {', '.join(known) or 'none'}.")
-    return known[name]
-
-
 def _run(options: argparse.Namespace) -> int:
-    if options.notebook.endswith(".ipynb"):
-        path, root = Path(options.notebook).resolve(), paths.root(options.root)
-        if not path.is_file():
-            raise UsageError(f"there is no file {options.notebook!r}.")
-    else:
-        root = paths.require_root(options.root)
-        path = _find(options.notebook, root)
-    given = dict(_assignment(text) for text in options.parameter)
+    path, root = planning.locate(options.notebook, options.root)
+    given = {name: literal(value) for name, value in map(planning.assignment, options.parameter)}
     if options.preset is not None:
         if given.get("preset", options.preset) != options.preset:
             raise UsageError(
@@ -207,19 +223,10 @@ def _run(options: argparse.Namespace) -> int:
             )
         given["preset"] = options.preset
     known = notebooks.parameters_of(notebooks.read(path))
-    parameters.unknown(path.stem, given, known)
-    if "seed" in given:
-        parameters.check_seed(given["seed"])
-    preset = given.get("preset", known["preset"].default if "preset" in known else None)
-    if "preset" in known and preset not in parameters.PRESETS:
-        raise UsageError(f"preset {preset!r} is not one of {', '.join(parameters.PRESETS)}.")
-    # A value that is the default needs no injected cell: the run is then one of the file as it stands. By repr, since
-    # False is no 0 and 1.0 no 1; whether they fit is for the notebook to say.
-    given = {name: value for name, value in given.items() if repr(value) != repr(known[name].default)}
-    overrides = {name: value for name, value in given.items() if name != "preset" and value is not None}
-    base = Path(options.output_dir) if options.output_dir else (root or Path.cwd()) / "runs"
-    folder = base / path.stem / paths.run_name(preset or "run", overrides)
-    run = notebooks.execute(path, output_dir=folder, parameters=given, root=root, timeout=options.timeout)
+    plan = planning.plan(path, known, given, planning.base(options.output_dir, root))
+    run = notebooks.execute(
+        path, output_dir=plan.folder, parameters=plan.given, root=root, timeout=options.timeout
+    )
     return _report(path, run)
 
 
@@ -246,29 +253,30 @@ def _report(path: Path, run: notebooks.Run) -> int:
     return 1
 
 
-def _assignment(text: str) -> tuple[str, Any]:
-    name, sign, value = text.partition("=")
-    if not sign or not name.strip().isidentifier():
-        raise UsageError(f"-p {text!r}: write NAME=VALUE, such as -p seed=1.")
-    return name.strip(), literal(value.strip())
+def _sweep(options: argparse.Namespace) -> int:
+    from vinb.experiment import sweep
 
-
-def literal(text: str) -> Any:
-    """A value typed on a command line: JSON or Python where it is one (lists also of words), else text."""
-    words = {"true": True, "false": False, "null": None, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            value = parse(text)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            continue
-        return list(value) if isinstance(value, tuple) else value
-    if text.startswith("[") and text.endswith("]"):
-        inner = text[1:-1].strip()
-        if "[" not in inner:
-            return [literal(item.strip()) for item in inner.split(",")] if inner else []
-    return text
+    grid = sweep.grid(
+        options.notebook,
+        sweep.parse(options.parameter),
+        preset=options.preset,
+        output_dir=options.output_dir,
+        root=options.root,
+    )
+    if options.dry_run:
+        print(sweep.table(grid))
+        return 0
+    # A run's line is seen as it ends, also in the log of a batch job.
+    done = sweep.sweep(
+        grid,
+        workers=options.workers,
+        scheduler=options.scheduler,
+        again=options.again,
+        timeout=options.timeout,
+        metrics=options.metric,
+        say=functools.partial(print, flush=True),
+    )
+    return 0 if done.successful else 1
 
 
 def _cite(options: argparse.Namespace) -> int:
@@ -276,7 +284,7 @@ def _cite(options: argparse.Namespace) -> int:
         record = saved.load(options.notebook)
     else:
         root = paths.require_root(options.root)
-        folder = _find(options.notebook, root).with_suffix("")
+        folder = planning.find(options.notebook, root).with_suffix("")
         presets = [options.preset] if options.preset else _PREFERRED
         file = next(
             (folder / p / "record.json" for p in presets if (folder / p / "record.json").is_file()), None
@@ -292,6 +300,21 @@ def _cite(options: argparse.Namespace) -> int:
         record = saved.load(file)
     print(citation.bibtex(record, options.figure))
     print(f"\n{citation.provenance(record, options.figure)}")
+    return 0
+
+
+def _new(options: argparse.Namespace) -> int:
+    from vinb.experiment import new
+
+    entry = options.bibtex
+    if entry is not None:
+        entry = sys.stdin.read() if entry == "-" else Path(entry).read_text(encoding="utf-8")
+    root = paths.require_root(options.root)
+    made = new.create(options.name, root, paper=options.paper, bibtex=entry, title=options.title)
+    print(f"notebook    {paths.shown(made.notebook)}")
+    if made.references is not None:
+        print(f"references  {paths.shown(made.references)}, with {made.key} at its end")
+    print(f"\n{new.next_steps(made)}")
     return 0
 
 

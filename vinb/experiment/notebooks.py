@@ -1,5 +1,6 @@
 """Notebook files: find them, run them, publish what a run showed, check them against the standard."""
 
+import ast
 import contextlib
 import json
 import os
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from vinb.experiment import parameters as parameter_cells
-from vinb.experiment import saved
-from vinb.experiment.checking import check
+from vinb.experiment import partial, saved
+from vinb.experiment.checking import check, to_dos
 from vinb.experiment.paths import shown, write_atomic
 from vinb.experiment.source import code_cells, code_hash
 
@@ -25,9 +26,12 @@ __all__ = [
     "code_hash",
     "discover",
     "execute",
+    "paper_key",
     "parameters_of",
     "publish",
     "read",
+    "title",
+    "to_dos",
 ]
 
 
@@ -85,6 +89,35 @@ def parameters_of(nb: Mapping[str, Any]) -> dict[str, parameter_cells.Parameter]
     return {}
 
 
+def title(nb: Mapping[str, Any]) -> str:
+    """The first heading of a notebook, empty if it has none."""
+    for cell in nb["cells"]:
+        if cell["cell_type"] == "markdown":
+            source = cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
+            for line in source.splitlines():
+                if line.startswith("# "):
+                    return line[2:].strip()
+    return ""
+
+
+def paper_key(nb: Mapping[str, Any]) -> str | None:
+    """The ``paper=`` of the notebook's ``begin`` call."""
+    for source in code_cells(nb):
+        if "begin(" in source and "paper" in source:
+            try:
+                tree = ast.parse(source)
+            except SyntaxError:
+                continue
+            for node in ast.walk(tree):
+                if (
+                    isinstance(node, ast.keyword)
+                    and node.arg == "paper"
+                    and isinstance(node.value, ast.Constant)
+                ):
+                    return node.value.value
+    return None
+
+
 def execute(
     path: str | Path,
     *,
@@ -129,29 +162,29 @@ def execute(
     bar = (
         progress and os.environ.get("VINB_PROGRESS") != "0" and sys.stderr.isatty()
     )  # the kernel gets 0 below
-    partial = final.parent / f".{final.name}.partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    target = partial / path.name
+    hidden = partial.beside(final)
+    shutil.rmtree(hidden, ignore_errors=True)
+    hidden.mkdir(parents=True)
+    target = hidden / path.name
     try:
-        variables = {"VINB_OUTPUT_DIR": str(partial), "VINB_NOTEBOOK": str(path), "VINB_PROGRESS": "0"}
+        variables = {"VINB_OUTPUT_DIR": str(hidden), "VINB_NOTEBOOK": str(path), "VINB_PROGRESS": "0"}
         if root is not None:
             variables["VINB_ROOT"] = str(Path(root).resolve())
         with _environment(variables):
             failure = _papermill(path, target, overrides, nb, timeout, bar)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(hidden, ignore_errors=True)
         raise
     complete = failure is None or (
-        failure.error.startswith("ClaimsFailed") and (partial / "record.json").is_file()
+        failure.error.startswith("ClaimsFailed") and (hidden / "record.json").is_file()
     )
     final = final if complete else failed
     try:
         _tidy(target)
         _refuse_foreign(final, path)  # it may hold something by now
-        _replace(partial, final)
+        _replace(hidden, final)
     except OSError as error:
-        raise OSError(f"The run is over, and kept in {shown(partial)}: {error}") from error
+        raise OSError(f"The run is over, and kept in {shown(hidden)}: {error}") from error
     record = final / "record.json"
     return Run(final, final / path.name, record if record.is_file() else None, failure)
 
@@ -205,14 +238,14 @@ def publish(path: str | Path, run: str | Path) -> list[Path]:
     folder = path.parent / path.stem / record.preset
     figures = [f"figures/{f['name']}.{kind}" for f in record.result["figures"] for kind in ("svg", "png")]
     names = ["record.json", *figures]
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
+    hidden = partial.beside(folder)
+    shutil.rmtree(hidden, ignore_errors=True)
     try:
         for name in names:
-            write_atomic(partial / name, (run / name).read_bytes())
-        _replace(partial, folder)
+            write_atomic(hidden / name, (run / name).read_bytes())
+        _replace(hidden, folder)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(hidden, ignore_errors=True)
         raise
     if text is not None:
         write_atomic(path, text)
@@ -235,8 +268,9 @@ def _papermill(path, target, overrides, nb, timeout, bar) -> Failure | None:
             kernel_name=nb["metadata"].get("kernelspec", {}).get("name", "python3"),
             progress_bar=style if bar else False,
             execution_timeout=timeout,
-            # The kernel's own log, not the cells' warnings: every start would warn of its TCP transport.
-            extra_arguments=["--log-level=ERROR"],
+            # The kernel's own log, not the cells' warnings: it would warn of its TCP transport at every start, and call the
+            # interrupt that comes before the end an error.
+            extra_arguments=["--log-level=CRITICAL"],
         )
     except PapermillExecutionError as error:
         traceback = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback or ()))
@@ -276,12 +310,12 @@ def _refuse_foreign(folder: Path, notebook: Path) -> None:
             )
 
 
-def _replace(partial: Path, final: Path) -> None:
-    old = final.parent / f".{final.name}.old-{os.getpid()}"
+def _replace(hidden: Path, final: Path) -> None:
+    old = partial.beside(final, "old")
     if final.exists():
         final.rename(old)
     try:
-        partial.rename(final)
+        hidden.rename(final)
     except BaseException:
         if old.exists():
             old.rename(final)

@@ -1,0 +1,201 @@
+"""``vinb new``: a notebook from a template that runs, to write one's own over."""
+
+import difflib
+import json
+import keyword
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+from vinb.experiment import bibliography, citation
+from vinb.experiment.paths import write_atomic
+
+TEMPLATE = Path(__file__).with_name("template.ipynb")
+_NO_PAPER = (
+    "> **To do:** Here: authors, *title*, venue, year, link, and the citation key of the paper, which "
+    "`experiment.begin(..., paper=)` below takes too. Its BibTeX entry goes into `notebooks/references.bib`."
+)
+_LETTERS = {"ss": "ß", "o": "ø", "O": "Ø", "l": "ł", "L": "Ł", "ae": "æ", "aa": "å", "AA": "Å", "i": "ı"}
+_ACCENTS = {
+    "'": "\u0301",
+    "`": "\u0300",
+    '"': "\u0308",
+    "^": "\u0302",
+    "~": "\u0303",
+    "c": "\u0327",
+    "v": "\u030c",
+}
+
+
+@dataclass(frozen=True)
+class New:
+    """What `create` wrote.
+
+    Attributes:
+        notebook: its path.
+        key: the paper's BibTeX key, or None.
+        references: the bibliography, where an entry was added to it, else None.
+        row: the notebook's row for the table of README.md.
+    """
+
+    notebook: Path
+    key: str | None
+    references: Path | None
+    row: str
+
+
+def create(
+    name: str, root: Path, *, paper: str | None = None, bibtex: str | None = None, title: str | None = None
+) -> New:
+    """Writes ``<root>/notebooks/<name>.ipynb``.
+
+    Args:
+        name: lower-case letters, digits and underscores, beginning with a letter.
+        root: the folder that holds ``notebooks/``.
+        paper: key of the paper in ``notebooks/references.bib``.
+        bibtex: instead of `paper`, the text of the paper's BibTeX entry, which is added there.
+        title: the notebook's heading (default: the paper's title, else the name in words).
+
+    Raises:
+        ValueError: for a name of another form, or an entry that is unknown, there already or broken.
+        FileExistsError: if something of that name is in ``notebooks/``.
+
+    Nothing is written then.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+        near = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+        near = near if near[:1].isalpha() and not keyword.iskeyword(near) else f"paper_{near}".strip("_")
+        raise ValueError(
+            f"NAME: lower-case letters, digits and underscores, a letter first; got {name!r}, try {near!r}."
+        )
+    if paper is not None and bibtex is not None:
+        raise ValueError("paper and bibtex exclude each other: bibtex adds the entry and takes its key.")
+    folder = root / "notebooks"
+    taken = [path for path in folder.iterdir() if path.name.lower().split(".")[0] == name]
+    if taken:
+        raise FileExistsError(f"NAME: notebooks/{taken[0].name} is there already; choose another name.")
+    references, text, entry = folder / "references.bib", None, None
+    if bibtex is not None:
+        parsed = bibliography.parse(bibtex)
+        text, paper, entry = bibliography.added(parsed, references), parsed.key, str(parsed)
+    elif paper is not None:
+        entry = _known(paper, root)
+    # The entry goes first: a notebook whose paper is not in the bibliography would not run.
+    content = _filled(name, paper, entry, title)
+    if text is not None:
+        before = references.read_bytes()
+        write_atomic(references, text)
+    try:
+        write_atomic(folder / f"{name}.ipynb", content)
+    except BaseException:
+        if text is not None:
+            write_atomic(references, before)
+        raise
+    row = f"| [{name}](notebooks/{name}.ipynb) | {_row(entry)} | what it reproduces |"
+    return New(folder / f"{name}.ipynb", paper, references if text is not None else None, row)
+
+
+def next_steps(new: New) -> str:
+    """What to do with a new notebook, as lines for a terminal."""
+    name = new.notebook.stem
+    later = sorted(path.stem for path in new.notebook.parent.glob("*.ipynb") if path.stem > name)
+    place = f"above that of {later[0]}" if later else "at its end"
+    steps = (
+        ("make lab", 'write yours over the example; what to write where begins with "To do:"'),
+        (f"vinb run {name} --preset smoke", "try it, whenever you like; then without --preset"),
+        (
+            f"ruff format notebooks/{name}.ipynb",
+            "before outputs are tied to the code; ruff check finds the rest",
+        ),
+        (
+            f"make notebooks NOTEBOOKS={name}",
+            'keep outputs, record and figures; says which "To do:" are left',
+        ),
+        (f"make expected NOTEBOOKS={name}", f"keep the numbers of a smoke run in tests/expected/{name}.json"),
+        ("README.md", f"put the row below into the table of notebooks, {place}"),
+        ("make test", "all tests, this notebook among them"),
+    )
+    width = max(len(command) for command, _ in steps)
+    lines = [f"  {i}. {command:<{width}}  {words}" for i, (command, words) in enumerate(steps, 1)]
+    return "\n".join(["It runs as it is. What to do next:", *lines, "", new.row])
+
+
+def _known(key: str, root: Path) -> str:
+    known = citation.references(root)
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=3)
+        words = re.findall(
+            r"[a-z]{4,}", key.lower()
+        )  # of a key people remember an author or a word of the title
+        near += [each for each in known if each not in near and any(word in each for word in words)]
+        hint = f" Near ones: {', '.join(near[:5])}." if near else ""
+        raise ValueError(
+            f"--paper: notebooks/references.bib has no entry {key!r}.{hint} To add one, pass --bibtex FILE."
+        )
+    return known[key]
+
+
+def _filled(name: str, key: str | None, entry: str | None, title: str | None) -> str:
+    """The template's JSON with its placeholders filled in."""
+    heading = " ".join((title or "").split())
+    heading = heading or (_field(entry, "title") if entry else name.replace("_", " ").capitalize())
+    nb = json.loads(TEMPLATE.read_text(encoding="utf-8"))
+    for cell, placeholder, value in (
+        ("title", "{{title}}", heading),
+        ("title", "{{paper}}", _NO_PAPER if key is None or entry is None else _source(key, entry)),
+        ("begin", 'notebook="my_paper"', f'notebook="{name}"'),
+        ("begin", "paper=None", "paper=None" if key is None else f'paper="{key}"'),
+    ):
+        (found,) = (each for each in nb["cells"] if each["id"] == cell)
+        before, after = "".join(found["source"]).split(placeholder)  # it is there exactly once
+        found["source"] = f"{before}{value}{after}".splitlines(keepends=True)
+    return json.dumps(nb, indent=1, ensure_ascii=False) + "\n"
+
+
+def _source(key: str, entry: str) -> str:
+    """The line below the heading: authors, title, venue, year, link and key."""
+    authors = [" ".join(reversed(person.split(", ", 1))) for person in _authors(entry)]
+    venue = next(
+        filter(None, (_field(entry, name) for name in ("journal", "booktitle", "publisher", "school"))), ""
+    )
+    parts = [_listed(authors), f"*{_field(entry, 'title')}*", venue, _field(entry, "year")]
+    eprint, doi, url = (citation.field(entry, name) for name in ("eprint", "doi", "url"))
+    if eprint:
+        parts.append(f"[arXiv:{eprint}](https://arxiv.org/abs/{eprint})")
+    elif doi:
+        parts.append(f"[doi:{doi}](https://doi.org/{doi})")
+    elif url:
+        parts.append(f"<{url}>")
+    return f"{', '.join(filter(None, parts))}. Citation key `{key}`."
+
+
+def _row(entry: str | None) -> str:
+    """The paper in the table of README.md."""
+    if entry is None:
+        return "Authors, *Title*, year"
+    names = [person.split(",")[0] for person in _authors(entry)]
+    names = [*names[:1], "et al."] if len(names) > 3 else names
+    authors = " ".join(names) if names[-1] == "et al." else _listed(names)
+    return f"{authors}, *{_field(entry, 'title')}*, {_field(entry, 'year')}"
+
+
+def _authors(entry: str) -> list[str]:
+    people = re.split(r"\s+and\s+", _field(entry, "author"))
+    return [*people[:-1], "et al."] if people[-1] == "others" else people
+
+
+def _listed(names: list[str]) -> str:
+    if len(names) > 1 and names[-1] == "et al.":
+        return " ".join([", ".join(names[:-1]), "et al."])
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _field(entry: str, name: str) -> str:
+    """A field in plain words."""
+    text = citation.field(entry, name)
+    for word, letter in _LETTERS.items():
+        text = re.sub(rf"\\{word}(?![A-Za-z])\s*", letter, text)
+    text = re.sub(r"\\(['`\"^~]|[cv](?=\s*[A-Za-z]))\s*([A-Za-zı])", lambda m: m[2] + _ACCENTS[m[1]], text)
+    text = re.sub(r"\\([&%$#_])", r"\1", text.replace("---", "-").replace("--", "-").replace("~", " "))
+    return unicodedata.normalize("NFC", " ".join(text.split()))
