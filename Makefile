@@ -3,17 +3,19 @@ SHELL := /bin/bash
 NOTEBOOK ?= vae
 PRESET ?= smoke
 PARAMS ?=
+BOOK ?= build/book
+LAB ?=
 PYTHON ?= python3
 export PYTHON
 BIN := .venv/bin
 READY := .venv/.vinb-ready
 
-.PHONY: help run test notebooks lab lint expected benchmarks setup clean
+.PHONY: help run test notebooks lab lint expected benchmarks book setup clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "%-12s %s\n", $$1, $$2}'
-	@echo; echo 'variables: NOTEBOOK=vae PRESET=smoke|cpu|paper PARAMS="seed=1 latent_sizes=[2,10]" (run), PYTHON=python3.12 (set-up)'
+	@echo; echo 'variables: NOTEBOOK=vae PRESET=smoke|cpu|paper PARAMS="seed=1 latent_sizes=[2,10]" (run), LAB="--no-browser" (lab), PYTHON=python3.12 (set-up)'
 
 setup: $(READY)  ## make .venv with the pinned packages of ci/requirements.txt
 
@@ -37,8 +39,13 @@ expected: $(READY)  ## refresh tests/expected/*.json from smoke runs
 benchmarks: $(READY)  ## print the benchmarks' tables
 	@for name in vae_step estimators correctness bayesian_layers changepoints analysis; do $(BIN)/python ci/benchmarks/$$name.py || exit 1; done
 
-lab: $(READY)  ## start JupyterLab in notebooks/
-	@cd notebooks && ../$(BIN)/jupyter lab
+book: $(READY)  ## build the book from committed outputs and records; warnings are errors
+	@$(BIN)/python -m sphinx -b html -W --keep-going -q -j 2 -d $(BOOK)/doctrees notebooks $(BOOK)/html
+	@echo 'the book is $(BOOK)/html/index.html; to serve it: $(BIN)/python -m http.server --directory $(BOOK)/html'
+
+lab: $(READY)  ## start JupyterLab in notebooks/: make lab [LAB="--no-browser --port=8890"]
+	@[ "$$(id -u)" != 0 ] || echo 'make: this is root, as in a container, so JupyterLab gets --allow-root'
+	@cd notebooks && ../$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
 
 lint: $(READY)  ## ruff on code and notebooks, and the notebook standard
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/python ci/notebooks.py --check

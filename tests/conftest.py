@@ -1,7 +1,11 @@
-"""Shared by all tests: one compilation cache for the whole session, and no progress lines."""
+"""Shared by all tests: one compilation cache and one book for the whole session, and no progress lines."""
 
 import os
+import subprocess
 from pathlib import Path
+
+import pytest
+from filelock import FileLock
 
 # Set before jax is imported; worker processes, notebook kernels and subprocesses inherit it. Cached programs make a second run,
 # and the second kernel of one run, start in a fraction of the time.
@@ -18,3 +22,28 @@ os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**30))
 os.environ.setdefault("MALLOC_TOP_PAD_", str(2**26))
 os.environ["VINB_PROGRESS"] = "0"
 os.environ.pop("VINB_DATA", None)  # tests pass on embedded data alone
+
+
+@pytest.fixture(scope="session")
+def book(tmp_path_factory):
+    """Folder of the book's pages, made by `make book` once for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "book"
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
+    }
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "html" / "index.html").exists():
+            made = subprocess.run(
+                ["make", "book", f"BOOK={folder}"],
+                cwd=Path(__file__).resolve().parents[1],
+                env={n: v for n, v in environment.items() if not n.startswith("VINB_BOOK")},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            (folder / "log").write_text(made.stdout + made.stderr)
+        log = (folder / "log").read_text()
+    assert (folder / "html" / "objects.inv").exists(), log  # written last
+    assert "the book is" in log, log
+    return folder / "html"

@@ -1,4 +1,4 @@
-"""README.md and CONTRIBUTING.md: every example runs, and every command, name, variable and link in them exists."""
+"""README.md, CONTRIBUTING.md and the book's pages: examples run, and every command, name, variable and link in them exists."""
 
 import importlib
 import os
@@ -11,16 +11,19 @@ import textwrap
 import tomllib
 from pathlib import Path
 
-import nbformat
 import pytest
 import yaml
 
 import vinb
 from vinb import cli
-from vinb.experiment import load, notebooks
+from vinb.experiment import notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "notebooks" / "index.md", *(ROOT / "notebooks" / "book").glob("*.md"))
+)
+TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md", *PAGES)}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROGRAMS = ("make", "vinb", "papermill", "pytest", "python", "nbdime", "pip")
 
@@ -61,8 +64,10 @@ def check_vinb(words, capsys):
         assert stop.value.code == 0, capsys.readouterr().err
         return
     options = cli._parser().parse_args(words)
-    if words[0] == "run":
+    if words[0] in ("run", "sweep"):
         assert {name.split("=")[0] for name in options.parameter} <= known_parameters(options.notebook)
+    elif words[0] == "new":  # it would write a notebook; tests/test_new.py has it write one
+        return
     elif words[:2] != ["data", "download"] and "runs/" not in shlex.join(words):
         assert cli.main(words) == 0, capsys.readouterr().err
         assert capsys.readouterr().out.strip()
@@ -130,6 +135,9 @@ def test_commands_exist(line, capsys, monkeypatch):
     elif program == "nbdime":
         assert (Path(sys.executable).parent / program).exists()
         assert "diff=jupyternotebook" in (ROOT / ".gitattributes").read_text()
+    elif program == "ruff":
+        assert words[0] == "format"
+        assert (ROOT / words[1]).exists()
     elif program.startswith("ci/"):
         assert os.access(program, os.X_OK)
     else:
@@ -156,12 +164,6 @@ def trace(guide):
 for automatic in (AutoMultivariateNormal(model), AutoNormal(model)):
     numpyro.handlers.seed(automatic, key)(x, y)
     trace(automatic)
-
-# The gradient across a jump is -10.5 times the standard normal density at 0.
-assert abs(slope["theta"] + 10.5 / np.sqrt(2 * np.pi)) < 1e-4
-
-# The rule for the Laplace distribution is right.
-assert abs(measured.mean["m"] - np.exp(-0.5) / 2) < 5 * measured.standard_error["m"] < 0.1
 """
 
 
@@ -183,29 +185,63 @@ def test_python_of_the_readme_runs(tmp_path):
     assert script.returncode == 0, script.stderr
 
 
-def test_the_notebook_and_the_test_of_contributing_run(tmp_path):
-    *cells, test = blocks("CONTRIBUTING.md", "python")
+def test_the_test_of_contributing_runs():
+    (test,) = blocks("CONTRIBUTING.md", "python")
     (name,) = re.findall(r"^def (test_\w+)", test, re.MULTILINE)
-    nb = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(cell) for cell in (*cells, f"{test}\n\n{name}()")],
-        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+    run = subprocess.run(
+        [sys.executable, "-c", f"{test}\n\n{name}()"], capture_output=True, text=True, check=False
     )
-    nb.cells[0].metadata["tags"] = ["parameters"]
-    nbformat.write(nb, tmp_path / "NAME.ipynb")
-    run = notebooks.execute(
-        tmp_path / "NAME.ipynb", output_dir=tmp_path / "run", parameters={"preset": "smoke"}, root=ROOT
+    assert run.returncode == 0, run.stderr
+
+
+CHECKS_OF_PAGES = {
+    "model": """
+# The gradient across a jump is -10.5 times the standard normal density at 0.
+assert abs(slope["theta"] + 10.5 / (2 * jnp.pi) ** 0.5) < 1e-4
+assert support_match(*pair).verdict.name == "INVALID"
+""",
+    "objective": """
+# The evidence is the sum of logarithms over data; the chi bound lies above it in expectation.
+evidence = jax.nn.logsumexp(
+    jnp.log(jnp.array([0.3, 0.7])) + dist.Normal(jnp.array([-1.0, 2.0]), 1.0).log_prob(points[:, None]), -1
+).sum()
+many = estimators.moments(lambda k: (chi(params, k, points), sharper(params, k, points)), key, 2000)
+assert jnp.isfinite(value) and jnp.isfinite(gradient["slope"])
+assert many.mean[1] < evidence < -minus_chi_bound(mixture, responsibilities, 1000)(params, key, points)
+""",
+    "strategy": """
+# The rule for the Laplace distribution is right.
+assert abs(measured.mean["m"] - jnp.exp(-0.5) / 2) < 5 * measured.standard_error["m"] < 0.1
+""",
+    "networks": """
+assert probabilities.shape == (500, 1)
+assert ((probabilities[:, 0] > 0.5) == y).mean() > 0.7
+""",
+}
+
+
+@pytest.mark.parametrize("page", CHECKS_OF_PAGES)
+def test_python_of_the_pages_runs(page, tmp_path):
+    code = "\n".join([*blocks(f"notebooks/book/{page}.md", "python"), CHECKS_OF_PAGES[page]])
+    script = subprocess.run(
+        [sys.executable, "-W", "error::FutureWarning", "-W", "ignore::FutureWarning:arviz", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert run.failure is None, run.failure
-    record = load(run.record)
-    assert record.verdicts == {"mean-zero": "held"}
-    assert (run.folder / "figures" / "figure-1.svg").is_file()
+    assert script.returncode == 0, script.stderr
+
+
+def test_every_page_with_python_is_run():
+    assert {Path(page).stem for page in PAGES if blocks(page, "python")} == set(CHECKS_OF_PAGES)
 
 
 @pytest.mark.parametrize("document", TEXTS)
 def test_links_lead_somewhere_and_images_have_alternative_text(document):
     text = prose(document)
     targets = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("https://")]
-    missing = [link for link in targets if not (ROOT / link).exists()]
+    missing = [link for link in targets if not ((ROOT / document).parent / link).exists()]
     assert not missing
     assert all(len(alt) > 20 for alt in re.findall(r"!\[([^]]*)\]", text))
 

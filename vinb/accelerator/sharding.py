@@ -16,7 +16,7 @@ def mesh(axis: str = "data", devices: Sequence[Device] | None = None) -> Mesh:
 
     One cpu as several devices, to try it out: ``XLA_FLAGS=--xla_force_host_platform_device_count=4``. Several
     hosts: start the same program on each, with these lines before anything else that uses jax, and the rest
-    as on one host:
+    as on one host::
 
         jax.distributed.initialize(coordinator_address="host0:1234", num_processes=2, process_id=...)
         accelerator.configure()

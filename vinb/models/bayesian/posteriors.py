@@ -256,6 +256,7 @@ class Masked(Posterior):
 
 
 def is_posterior(node: Any) -> bool:
+    """Whether a node of a network is a posterior, for ``is_leaf=`` of ``jax.tree`` functions."""
     return isinstance(node, Posterior)
 
 
