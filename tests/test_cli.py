@@ -62,6 +62,7 @@ def test_cite_prefers_the_larger_preset(root, capsys):
         (["run", "toy", "-p", "steps"], "write NAME=VALUE"),
         (["run", "toy", "-p", "preset=huge"], "not one of smoke, cpu, paper"),
         (["run", "toy", "-p", "seed=false"], "seed: needs an integer"),
+        (["run", "toy", "--timeout", "0"], "timeout: got 0.0"),
         (["run", "toy", "-p", "step=3"], "steps               the preset's value  count"),
         (["run", "toy", "-p", "preset=cpu", "--preset", "smoke"], "contradict"),
         (["list", "--root", "/nowhere"], "--root names '/nowhere'"),

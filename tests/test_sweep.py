@@ -104,6 +104,8 @@ def wait(condition):
         ("a:b", ["a:b"]),
         ("don't,do", ["don't", "do"]),
         ('["a,]b", "c"]', [["a,]b", "c"]]),
+        (r'"a\"b,c",d', ['a"b,c', "d"]),
+        ("...", ["..."]),
     ],
 )
 def test_values_are_read_as_documented(text, expected):
@@ -132,6 +134,7 @@ def test_values_are_read_as_documented(text, expected):
         (["-p", "width=none", "-p", "name=none,a"], "would share the folder"),
         ([], "nothing to vary"),
         (["-p", "seed=0:2", "--workers", "0"], "1 or more"),
+        (["-p", "seed=0:2", "--timeout", "0"], "timeout: got 0.0"),
         (["-p", "seed=0:2", "--workers", "2", "--scheduler", "tcp://x:1"], "contradicts"),
         (["-p", "seed=0:2", "--scheduler", "nowhere.json"], "there is no such file"),
         (["-p", "seed=0:2", "--scheduler", "tcp://127.0.0.1:1"], "no dask scheduler answers"),
@@ -157,6 +160,12 @@ def test_the_grid_is_the_product_in_the_folders_of_single_runs(root, capsys):
     assert [run.given.get("preset") for run in made.runs[:2]] == ["smoke", None]  # cpu is the file's own
     assert made.notes == ["seed: values given more than once count once."]
     assert made.folder == root / "runs" / "toy" / "sweep-smoke+cpu-seed=0,1-width=3,4"
+    assert grid("toy", {"seed": [2, 0, 2]}).values["seed"] == [2, 0]
+    (root / "elsewhere").mkdir()
+    (root / "linked").mkdir()
+    (root / "linked" / "toy").symlink_to(root / "elsewhere")
+    made = grid("toy", {"seed": [1]}, output_dir=root / "linked")  # where `execute` says that the run is
+    assert made.runs[0].folder.parent == made.folder.parent == (root / "elsewhere").resolve()
     with pytest.raises(TypeError, match="give a list of the values"):
         grid("toy", {"seed": 3})
     with pytest.raises(ValueError, match="share"):
@@ -193,7 +202,7 @@ def test_eight_runs_with_a_worker_killed_end_as_if_run_one_by_one(root, monkeypa
         return None
 
     before = set(os.listdir(root / "started"))
-    monkeypatch.setenv("TOY_SECONDS", "2")
+    monkeypatch.setenv("TOY_SECONDS", "1")
     killer = threading.Thread(target=kill)
     killer.start()
     swept = sweep("toy", values, preset="smoke", workers=2, say=made.append)
@@ -221,6 +230,12 @@ def test_what_fails_is_reported_and_stops_nothing(root, capsys, monkeypatch):
     """Of four runs one finishes, one kills its worker each time, one raises, and of one a claim fails."""
     monkeypatch.setenv("TOY_SECONDS", "0.5")  # the kernel goes on when its worker is dead
     monkeypatch.setattr(running, "DEATHS", 2)
+    mine = partial.beside(
+        root / "runs" / "toy" / "cpu-name=odd-seed=1"
+    )  # as of a sweep that goes on in this process,
+    theirs = mine.with_name(".cpu-name=odd-seed=1.partial-another-host-7")  # and of one on another machine
+    for folder in (mine, theirs):
+        folder.mkdir(parents=True)
     words = ["sweep", "toy", "-p", "seed=0:4", "-p", "name=odd", "--workers", "2"]
     assert cli.main(words) == 1
     out = capsys.readouterr().out
@@ -235,10 +250,10 @@ def test_what_fails_is_reported_and_stops_nothing(root, capsys, monkeypatch):
         "cpu-name=odd-seed=3",
     ]
     assert (root / "runs" / "toy" / "cpu-name=odd-seed=2-failed" / "toy.ipynb").is_file()
-    assert hidden(root / "runs") == []
+    assert sorted(hidden(root / "runs")) == sorted([mine.name, theirs.name])
     assert processes(root / "runs") == []
     attempts = [name for name in os.listdir(root / "started") if name.startswith("1-")]
-    assert len(attempts) == running.DEATHS
+    assert len(attempts) == running.DEATHS  # the folders of others are no deaths
 
     assert cli.main([*words, "--dry-run"]) == 0
     lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[3:]]
@@ -345,6 +360,12 @@ def test_each_worker_has_its_share_of_a_device(monkeypatch):
     assert cluster.default_workers() == 2
     assert [share["CUDA_VISIBLE_DEVICES"] for share in cluster.shares(3).values()] == ["0", "3", "0"]
     assert cluster.shares(3)[0]["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.45"
+    monkeypatch.undo()
+    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    for visible, found in (("0, 3", ["0", "3"]), ("", []), ("-1", []), ("2,-1,3", ["2"])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert cluster.gpus() == found
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.2")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert cluster.shares(1)[0]["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.2"
@@ -455,6 +476,8 @@ def test_the_table_is_tidy_and_gives_every_value_back(tmp_path):
         ({"width": [1, None]}, "width", False, 1),
         ({"width": [1]}, None, False, 1),
         ({"a": [1, 2], "b": [1, 2], "c": ["x", "y"]}, "a", True, 4),
+        ({"name": ["a$b_$c", "$x_{$", "x" * 60]}, "name", False, 1),  # no mathematics
+        ({"width": [1, 2], "name": ["$x_{$", "b"]}, "width", True, 2),
     ],
 )
 def test_what_varies_goes_along_the_axis_or_into_series(tmp_path, values, axis, numeric, series):
@@ -470,6 +493,27 @@ def test_what_varies_goes_along_the_axis_or_into_series(tmp_path, values, axis, 
     assert len(set(places)) == len(places)
     assert plotting.draw(tmp_path, summaries, (), print)
     assert (tmp_path / "summary.png").stat().st_size > 3000
+
+
+def test_the_papers_numbers_have_the_colour_of_their_series_and_one_run_has_no_interval(monkeypatch):
+    from matplotlib.colors import to_hex
+
+    drawn = []
+    monkeypatch.setattr(plotting.figures, "save", lambda fig, *rest: drawn.append(fig))
+    for papers, colours in (([2.0, 3.0], 2), ([2.0, 2.0], 1)):
+        records = [
+            record(seed, 1.0 + seed, width=width, name=name, paper=paper)
+            for name, paper in zip("ab", papers, strict=True)
+            for width in (1, 2)
+            for seed in range(1 if (name, width) == ("a", 1) else 2)
+        ]
+        plotting.draw(Path(), results.summarise(["seed", "width", "name"], records), (), print)
+        axes = drawn[-1].axes[0]
+        dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
+        assert [line.get_ydata()[0] for line in dashed] == papers
+        assert len({to_hex(line.get_color()) for line in dashed}) == colours
+        bars = [container.lines[2][0].get_segments() for container in axes.containers]
+        assert [sum(len(bar) == 2 for bar in found) for found in bars] == [1, 2]
 
 
 def test_panels_are_the_first_dozen_or_those_asked_for(tmp_path, capsys):

@@ -56,12 +56,21 @@ def added(entry: Entry, file: Path) -> str:
         )
     for key, other in known.items():
         for name in _SAME_PAPER:
-            mine = entry.fields.get(name, "").lower()
-            if mine and mine == citation.field(other, name).lower():
+            mine = _bare(entry.fields.get(name, ""))
+            if mine and mine == _bare(citation.field(other, name)):
                 raise ValueError(
                     f"bibtex: references.bib has this paper ({name} {mine}) as {key!r}; use it: --paper {key}"
                 )
-    return f"{before.rstrip()}\n\n{entry}\n"
+    return f"{before.rstrip()}\n\n{entry}\n".lstrip()
+
+
+def _bare(identifier: str) -> str:
+    """A DOI or arXiv number without the address, prefix or version that some write with it."""
+    return re.sub(
+        r"^(https?://(dx\.)?doi\.org/|https?://arxiv\.org/abs/|arxiv:|doi:)\s*|v\d+$",
+        "",
+        identifier.strip().lower(),
+    )
 
 
 def _entries(text: str) -> Iterator[Entry]:

@@ -16,16 +16,25 @@ _NO_PAPER = (
     "> **To do:** Here: authors, *title*, venue, year, link, and the citation key of the paper, which "
     "`experiment.begin(..., paper=)` below takes too. Its BibTeX entry goes into `notebooks/references.bib`."
 )
-_LETTERS = {"ss": "ß", "o": "ø", "O": "Ø", "l": "ł", "L": "Ł", "ae": "æ", "aa": "å", "AA": "Å", "i": "ı"}
+_LETTERS = {"ss": "ß", "o": "ø", "O": "Ø", "l": "ł", "L": "Ł", "ae": "æ", "AE": "Æ", "oe": "œ", "OE": "Œ"}
+_LETTERS |= {"aa": "å", "AA": "Å", "i": "ı"}
 _ACCENTS = {
     "'": "\u0301",
     "`": "\u0300",
     '"': "\u0308",
     "^": "\u0302",
     "~": "\u0303",
+    "=": "\u0304",
+    ".": "\u0307",
     "c": "\u0327",
     "v": "\u030c",
+    "u": "\u0306",
+    "H": "\u030b",
+    "k": "\u0328",
+    "r": "\u030a",
+    "d": "\u0323",
 }
+_ACCENTED = re.compile(r"\\(['`\"^~=.]|[cvuHkrd](?![A-Za-z]))\s*(?:\{\s*\\?([^\W\d_])\s*\}|\\?([^\W\d_]))")
 
 
 @dataclass(frozen=True)
@@ -142,8 +151,8 @@ def _filled(name: str, key: str | None, entry: str | None, title: str | None) ->
     heading = heading or (_field(entry, "title") if entry else name.replace("_", " ").capitalize())
     nb = json.loads(TEMPLATE.read_text(encoding="utf-8"))
     for cell, placeholder, value in (
-        ("title", "{{title}}", heading),
         ("title", "{{paper}}", _NO_PAPER if key is None or entry is None else _source(key, entry)),
+        ("title", "{{title}}", heading),
         ("begin", 'notebook="my_paper"', f'notebook="{name}"'),
         ("begin", "paper=None", "paper=None" if key is None else f'paper="{key}"'),
     ):
@@ -193,9 +202,11 @@ def _listed(names: list[str]) -> str:
 
 def _field(entry: str, name: str) -> str:
     """A field in plain words."""
-    text = citation.field(entry, name)
-    for word, letter in _LETTERS.items():
-        text = re.sub(rf"\\{word}(?![A-Za-z])\s*", letter, text)
-    text = re.sub(r"\\(['`\"^~]|[cv](?=\s*[A-Za-z]))\s*([A-Za-zı])", lambda m: m[2] + _ACCENTS[m[1]], text)
-    text = re.sub(r"\\([&%$#_])", r"\1", text.replace("---", "-").replace("--", "-").replace("~", " "))
-    return unicodedata.normalize("NFC", " ".join(text.split()))
+    for _ in range(2):  # a letter may have two accents
+        entry = _ACCENTED.sub(lambda m: unicodedata.normalize("NFC", (m[2] or m[3]) + _ACCENTS[m[1]]), entry)
+    for word, letter in _LETTERS.items():  # while the braces are there, which say where a command ends
+        entry = re.sub(rf"\\{word}(?![A-Za-z])(?:\{{\}}|\s+)?", letter, entry)
+    text = citation.field(re.sub(r"\\(?:emph|text[a-z]{2})\s*(?=\{)", "", entry), name)
+    for written, plain in (("---", "-"), ("--", "-"), ("~", " "), ("``", "“"), ("''", "”")):
+        text = text.replace(written, plain)
+    return " ".join(re.sub(r"\\([&%$#_])", r"\1", text).split())

@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ __all__ = [
     "Failure",
     "Run",
     "check",
+    "check_timeout",
     "code_cells",
     "code_hash",
     "discover",
@@ -148,12 +150,14 @@ def execute(
 
     Raises:
         ParameterError: for a name that the parameters cell does not assign.
+        ValueError: for a timeout that is none.
         FileExistsError: if ``output_dir``, or the folder for a failed run, holds something that is no run.
         OSError: if the run is over but could not be put into its folder.
         KeyboardInterrupt: after cleaning up.
     """
     path, final = Path(path).resolve(), Path(output_dir).resolve()
     overrides = dict(parameters or {})
+    check_timeout(timeout)
     nb = read(path)
     parameter_cells.unknown(path.stem, overrides, parameters_of(nb))
     failed = final.with_name(f"{final.name}-failed")
@@ -187,6 +191,12 @@ def execute(
         raise OSError(f"The run is over, and kept in {shown(hidden)}: {error}") from error
     record = final / "record.json"
     return Run(final, final / path.name, record if record.is_file() else None, failure)
+
+
+def check_timeout(timeout: float | None) -> None:
+    """Refuses what is no time that a cell may take."""
+    if timeout is not None and not 0 < timeout < math.inf:
+        raise ValueError(f"timeout: got {timeout}; it is the seconds that a cell may take, more than 0.")
 
 
 def publish(path: str | Path, run: str | Path) -> list[Path]:
@@ -267,7 +277,9 @@ def _papermill(path, target, overrides, nb, timeout, bar) -> Failure | None:
             overrides,
             kernel_name=nb["metadata"].get("kernelspec", {}).get("name", "python3"),
             progress_bar=style if bar else False,
-            execution_timeout=timeout,
+            execution_timeout=None
+            if timeout is None
+            else math.ceil(timeout),  # papermill takes whole seconds
             # The kernel's own log, not the cells' warnings: it would warn of its TCP transport at every start, and call the
             # interrupt that comes before the end an error.
             extra_arguments=["--log-level=CRITICAL"],

@@ -108,7 +108,8 @@ def literal(text: str) -> Any:
             value = parse(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
-        return list(value) if isinstance(value, tuple) else value
+        if value is not ...:
+            return list(value) if isinstance(value, tuple) else value
     if text.startswith("[") and text.endswith("]"):
         inner = text[1:-1].strip()
         if "[" not in inner:

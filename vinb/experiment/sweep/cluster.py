@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import importlib.util
+import itertools
 import json
 import logging
 import os
@@ -94,7 +95,8 @@ def gpus() -> list[str]:
     if not plugin or os.environ.get("JAX_PLATFORMS", "").split(",")[0] == "cpu":
         return []
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name.strip() for name in visible.split(",") if name.strip()]
+        names = [name.strip() for name in visible.split(",")]
+        return list(itertools.takewhile(lambda name: name not in ("", "-1"), names))  # CUDA, too, stops there
     return [str(i) for i in range(len(glob.glob("/proc/driver/nvidia/gpus/*")))]
 
 
@@ -121,7 +123,9 @@ def local(workers: int) -> Iterator["Client"]:
             threads_per_worker=1,
             processes=True,
             memory_limit=0,  # it would only count the worker, and the run is in a kernel of its own
-            dashboard_address=None,
+            # No dashboard, and what dask serves without one on any port: a warning would say that the usual one is taken.
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
             local_directory=scratch,
             silence_logs=_NOTHING,
         ) as cluster,

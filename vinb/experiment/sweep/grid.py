@@ -1,10 +1,10 @@
 """What ``-p NAME=VALUES`` means, the runs of a grid, and which of them are finished."""
 
+import dataclasses
 import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ MAX_RUNS = 10_000
 _RANGE = re.compile(r"([+-]?\d+):([+-]?\d+)(?::([+-]?\d+))?")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Grid:
     """The runs of a sweep before any of them happens.
 
@@ -75,9 +75,11 @@ def values(name: str, text: str) -> list[Any]:
 def _split(name: str, text: str) -> list[str]:
     """`text` at its commas outside of brackets and quotes; a quote opens only where a value begins."""
     items, current, depth, quote, before = [], "", 0, "", ","
+    escaped = False  # a quote behind a backslash ends nothing
     for character in text:
         if quote:
-            quote = "" if character == quote else quote
+            quote = "" if character == quote and not escaped else quote
+            escaped = character == "\\" and not escaped
         elif character in "'\"" and before in ",[({:":
             quote = character
         elif character in "[({":
@@ -145,17 +147,23 @@ def grid(
             raise TypeError(f"{name}: give a list of the values to try; got {items!r}.")
         if not items:
             raise ValueError(f"{name}: has no values; give at least one.")
-        distinct[name] = list({_identity(item): item for item in reversed(items)}.values())[::-1]
+        first: dict[Any, Any] = {}
+        for item in items:
+            first.setdefault(_identity(item), item)
+        distinct[name] = list(first.values())
         if len(distinct[name]) < len(items):
             notes.append(f"{name}: values given more than once count once.")
     if (number := math.prod(map(len, distinct.values()))) > MAX_RUNS:
         raise ValueError(f"{number:,} runs are too many; vary fewer values, at most {MAX_RUNS:,} runs.")
 
-    base, fixed = planning.base(output_dir, found).resolve(), {} if preset is None else {"preset": preset}
+    base, fixed = planning.base(output_dir, found), {} if preset is None else {"preset": preset}
     runs = [
         planning.plan(path, known, fixed | dict(zip(distinct, point, strict=True)), base)
         for point in itertools.product(*distinct.values())
     ]
+    # As `notebooks.execute` resolves them, so that a run is where it says it is, also behind a symbolic link.
+    place = (base / path.stem).resolve()
+    runs = [dataclasses.replace(run, folder=place / run.folder.name) for run in runs]
     folders: dict[Path, Plan] = {}
     for run in runs:
         if (other := folders.setdefault(run.folder, run)) is not run:
@@ -165,7 +173,7 @@ def grid(
             )
     varied = {name: items for name, items in distinct.items() if name != "preset"}
     presets = "+".join(dict.fromkeys(run.preset or "run" for run in runs))
-    folder = base / path.stem / paths.run_name(f"sweep-{presets}", varied)
+    folder = place / paths.run_name(f"sweep-{presets}", varied)
     return Grid(path, found, distinct, runs, folder, notebooks.code_hash(nb), notes)
 
 

@@ -57,7 +57,7 @@ def draw(
             longest = max(map(len, handles))
             fig.legend(
                 handles.values(),
-                handles.keys(),
+                map(_verbatim, handles),
                 loc="outside lower center",
                 ncols=max(1, min(len(handles), int(width * 9 / (longest + 6)))),
             )
@@ -82,6 +82,11 @@ def _panels(summaries, names, say) -> list[list[Summary]]:
     if len(chosen) > PANELS:
         say(f"plotted are the first {PANELS} of {len(chosen)} numbers; choose others by --metric NAME")
     return chosen[:PANELS]
+
+
+def _verbatim(text: str) -> str:
+    """`text` so that matplotlib takes none of it for mathematics."""
+    return text.replace("$", r"\$")
 
 
 def _closest(places: Sequence[float]) -> float:
@@ -145,7 +150,7 @@ class _Axis:
             turned = width * len(self.labels) > 0.8 * inches
             return (
                 self.places,
-                [textwrap.shorten(label, 24, placeholder="...") for label in self.labels],
+                [label if len(label) <= 24 else f"{label[:21]}..." for label in self.labels],
                 turned,
             )
         kept: list[int] = []
@@ -157,6 +162,7 @@ class _Axis:
 
 def _panel(ax, axis: _Axis, group: Sequence[Summary], handles: dict[str, Any], inches: float) -> None:
     rows: dict[int, list[tuple[float, Summary]]] = {}
+    printed = {summary.paper for summary in group if summary.paper is not None}
     for summary in group:
         series, place = axis.place(summary.setting)
         rows.setdefault(series, []).append((place, summary))
@@ -166,8 +172,9 @@ def _panel(ax, axis: _Axis, group: Sequence[Summary], handles: dict[str, Any], i
         marker = _MARKERS[(series // _SERIES + series) % len(_MARKERS)]
         xs = [place for place, _ in found]
         means = [summary.mean for _, summary in found]
-        reach = [[s.mean - s.low if s.low is not None else 0.0 for _, s in found]]
-        reach.append([s.high - s.mean if s.high is not None else 0.0 for _, s in found])
+        # Of a single run no interval is known, and none is drawn.
+        reach = [[s.mean - s.low if s.low is not None else math.nan for _, s in found]]
+        reach.append([s.high - s.mean if s.high is not None else math.nan for _, s in found])
         for place, summary in found:
             if len(summary.values) > 1:
                 (dots,) = ax.plot(
@@ -193,13 +200,15 @@ def _panel(ax, axis: _Axis, group: Sequence[Summary], handles: dict[str, Any], i
             linestyle="-" if axis.numeric else "",
         )
         handles.setdefault(axis.series[series] or axis.only, line)
-        _paper(ax, axis, found, colour, handles)
+        _paper(ax, axis, found, _GREY if len(printed) == 1 else colour, handles)
     first = group[0]
-    ax.set_title("\n".join(textwrap.wrap(first.name, int(inches * 9))))
-    ax.set_ylabel(first.unit or "")
+    ax.set_title(_verbatim("\n".join(textwrap.wrap(first.name, int(inches * 9)))))
+    ax.set_ylabel(_verbatim(first.unit or ""))
     positions, labels, turned = axis.ticks(inches)
     ax.set_xticks(
-        positions, labels, **({"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if turned else {})
+        positions,
+        [_verbatim(label) for label in labels],
+        **({"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if turned else {}),
     )
     ax.set_xticks([], minor=True)
     ax.set_xlim(*axis.limits)
@@ -210,7 +219,7 @@ def _panel(ax, axis: _Axis, group: Sequence[Summary], handles: dict[str, Any], i
 
 
 def _paper(ax, axis: _Axis, found, colour: str, handles: dict[str, Any]) -> None:
-    """The paper's numbers: one line across where it is the same in all settings, else through each."""
+    """The paper's numbers of a series: one line across where they are the same, else one through them or marks."""
     numbers = [(place, summary.paper) for place, summary in found if summary.paper is not None]
     if not numbers:
         return
@@ -218,7 +227,10 @@ def _paper(ax, axis: _Axis, found, colour: str, handles: dict[str, Any]) -> None
 
     style = {"linestyle": "--", "linewidth": 1.2}
     if len({paper for _, paper in numbers}) == 1:
-        ax.axhline(numbers[0][1], color=_GREY, **style)
-    else:
+        ax.axhline(numbers[0][1], color=colour, **style)
+    elif axis.numeric:
         ax.plot(*zip(*numbers, strict=True), marker="_", color=colour, **style)
+    else:  # nothing lies between words
+        for place, paper in numbers:
+            ax.plot([place - 3 * axis.aside, place + 3 * axis.aside], [paper, paper], color=colour, **style)
     handles.setdefault("paper", Line2D([], [], color=_GREY, **style))

@@ -122,6 +122,7 @@ def sweep(
     if workers is not None and (scheduler is not None or workers < 1):
         given = "workers contradicts scheduler" if scheduler is not None else f"workers: got {workers}"
         raise ValueError(f"{given}; workers is a number of 1 or more, for runs on this machine alone.")
+    notebooks.check_timeout(timeout)
     for note in planned.notes:
         say(note)
     folders = [run.folder for run in planned.runs]
@@ -157,8 +158,9 @@ def sweep(
                 f"stopped; {done} of {len(folders)} runs are finished and kept, the same command goes on from there"
             )
             raise
-        lost = any(outcome.error == _LOST for outcome in outcomes.values())  # its workers may still be at it
-        _clean([run for run in todo if "kept in" not in outcomes[run.folder].error], elsewhere=lost)
+        # Runs on other machines may go on: those of a scheduler that was lost, or of another sweep than this local one.
+        others = scheduler is None or any(outcome.error == _LOST for outcome in outcomes.values())
+        _clean([run for run in todo if "kept in" not in outcomes[run.folder].error], elsewhere=others)
     ordered = [outcomes[folder] for folder in folders]
     records = [outcome.record for outcome in ordered if outcome.record is not None]
     return Swept(planned, ordered, results.write(planned.folder, list(planned.values), records, metrics, say))
@@ -211,8 +213,10 @@ def _made(client: "Client", planned: Grid, todo: Sequence[Plan], timeout, shares
         for future in ended:
             run, job = runs.pop(future.key)
             if future.status == "error" and isinstance(future.exception(), KilledWorker):
-                # Dask blames a death on all that the worker had in hand; a run that began has left its folder.
-                deaths = len(partial.leftovers([run.folder]))
+                # Dask blames a death on all that the worker had in hand; a run that began has left its folder. Folders of
+                # runs that go on are those of other sweeps.
+                found = partial.leftovers([run.folder])
+                deaths = sum(not partial.is_alive(folder, elsewhere=bool(shares)) for folder in found)
                 returns[run.folder] += 1
                 if deaths < DEATHS and returns[run.folder] < _RETURNS:
                     tell(f"again     {run.folder.name}: its worker died")
