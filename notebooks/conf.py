@@ -54,6 +54,7 @@ exclude_patterns = ["**/.ipynb_checkpoints", "*/smoke", "*/cpu", "*/paper"]
 
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # captions have formulas
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
 copybutton_exclude = ".linenos, .gp, .go"

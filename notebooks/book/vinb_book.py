@@ -12,9 +12,11 @@
 ``{record-figure} NAME FIGURE``
     one figure.
 
-A page that uses one is built again when a record changes.
+A page that uses one is built again when a record changes, comes or goes.
 """
 
+import base64
+import hashlib
 import importlib
 import json
 import re
@@ -75,12 +77,12 @@ def places(text: str | None) -> set[str]:
         return set()
     found = set()
     pattern = r"\b(table|figure|section|equation|theorem|appendix)s?\s+((?:\d[\d.]*|[A-Z]\b)(?:(?:, | and | to )\d[\d.]*)*)"
-    other = re.match(
-        r"([A-Z]\w+)(?: and [A-Z]\w+)?(?: et al\.,?(?: \d{4})?| \d{4})", text
-    )  # another paper's place
+    # another paper's place, or one of the notebook itself ("here, section 5")
+    other = re.match(r"(?:([A-Z]\w+)(?: and [A-Z]\w+)?(?: et al\.,?(?: \d{4})?| \d{4})|here,)", text)
+    prefix = f"{other[1] or 'here'}: " if other else ""
     for kind, numbers in re.findall(pattern, text, re.IGNORECASE):
         for number in re.split(r", | and | to ", numbers):
-            found.add(f"{other[1] + ': ' if other else ''}{kind} {number.rstrip('.')}".lower())
+            found.add(f"{prefix}{kind} {number.rstrip('.')}".lower())
     return found or {text.strip().lower()}
 
 
@@ -129,6 +131,11 @@ def caption(figure: dict) -> str:
     """A figure's caption without its label, where it begins with that."""
     text = figure["caption"].removeprefix(f"{label(figure['name'])}: ")
     return text[:1].upper() + text[1:]
+
+
+def anchor(record: saved.SavedRecord, figure: str) -> str:
+    """A figure's place in its notebook's page: among the outputs, or among the figures of another run."""
+    return f"{record.preset}-{figure}"
 
 
 def setting(record: saved.SavedRecord) -> str:
@@ -190,7 +197,7 @@ class FromRecords(SphinxDirective):
         )
         holder = nodes.container(classes=["vinb-figure"])
         if link:
-            reference = self.link(record.notebook, "", figure["name"])
+            reference = self.link(record.notebook, "", anchor(record, figure["name"]))
             reference += image
             paragraph = nodes.paragraph()
             paragraph += reference
@@ -244,7 +251,11 @@ class RecordSummary(FromRecords):
         for record in found.values():
             claims = verdict_counts(record.result["claims"])
             lines += [f"- At {setting(record)}: {claims}. Files: {self.files(record)}"]
-        lines += ["", f"Run it yourself: `vinb run {name} --preset smoke`.", ""]
+        lines += [
+            "",
+            f"Run it yourself: `make run NOTEBOOK={name}`, about half a minute at preset smoke.",
+            "",
+        ]
         for record in found.values():
             lines += [*self.cite(record), ""]
         return self.parse([*lines, ":::::"])
@@ -261,12 +272,15 @@ class RecordDetails(FromRecords):
         for preset, record in self.committed(name).items():
             if preset == SHOWN:
                 continue
-            found += self.parse([f"**The run at {setting(record)}**"])
+            part = section(f"The run at {setting(record)}", f"run-{preset}")
             for figure in record.result["figures"]:
-                found.append(self.figure(record, figure, link=False))
-                found += self.parse([f"**{label(figure['name'])}.** {caption(figure)}"])
-                found += self.parse([self.files(record, figure["name"])])
-            found += tables(record)
+                picture = self.figure(record, figure, link=False)
+                picture["ids"].append(anchor(record, figure["name"]))
+                part += picture
+                part += self.parse([f"**{label(figure['name'])}.** {caption(figure)}"])
+                part += self.parse([self.files(record, figure["name"])])
+            part += tables(record)
+            found.append(part)
         return found
 
 
@@ -277,10 +291,14 @@ class RecordFigure(FromRecords):
 
     def run(self) -> list[nodes.Node]:
         name, wanted = self.arguments
-        record = next(iter(self.committed(name).values()))
+        record = next(iter(self.committed(name).values()), None)
+        if record is None:
+            raise self.error(f"record-figure: no run of {name} is committed.")
         figure = citation.find_figure(record, wanted)
         caption = (
-            f"*{label(wanted)} of {citation.short(record.bibtex_entry)} in the notebook {{doc}}`/{name}`.*"
+            f"*{label(wanted)} of {paper} in the notebook {{doc}}`/{name}`.*"
+            if (paper := record.bibtex_entry and citation.short(record.bibtex_entry))
+            else f"*{label(wanted)} of the notebook {{doc}}`/{name}`.*"
         )
         return [self.figure(record, figure, link=True), *self.parse([caption])]
 
@@ -300,10 +318,10 @@ class Gallery(FromRecords):
 
     def notebook(self, record: saved.SavedRecord, title: str) -> nodes.section:
         part = section(title, f"gallery-{record.notebook}")
-        paper = citation.short(record.bibtex_entry) if record.bibtex_entry else ""
+        paper = f"{citation.short(record.bibtex_entry)}, " if record.bibtex_entry else ""
         paragraph = nodes.paragraph()
         paragraph += [
-            nodes.Text(f"{paper}, {setting(record)}. " if paper else ""),
+            nodes.Text(f"{paper}{setting(record)}. "),
             self.link(record.notebook, "The notebook"),
         ]
         part += paragraph
@@ -360,18 +378,20 @@ class Results(FromRecords):
     """Every metric and every claim, notebook by notebook."""
 
     def run(self) -> list[nodes.Node]:
-        known, found = titles(self.source), []
+        known, found, entries = titles(self.source), [], nodes.bullet_list()
         for names in self.groups().values():
             for name in names:
                 for record in self.committed(name).values():
                     part = section(f"{known[name]}, {setting(record)}", f"results-{name}-{record.preset}")
+                    to = nodes.reference("", part[0].astext(), internal=True, refuri=f"#{part['ids'][0]}")
+                    entries += nodes.list_item("", nodes.paragraph("", "", to))
                     paragraph = nodes.paragraph()
                     paragraph += [self.link(name, name), nodes.Text(": ")]
                     paragraph += nodes.Text(verdict_counts(record.result["claims"]) + ".")
                     part += paragraph
                     part += tables(record)
                     found.append(part)
-        return found
+        return [entries, *found] if found else []
 
 
 def tables(record: saved.SavedRecord) -> Iterator[nodes.Node]:
@@ -436,34 +456,43 @@ def describe_images(app: Sphinx, doctree: nodes.document) -> None:
     path = Path(app.srcdir) / f"{docname}.ipynb"
     if not path.is_file():
         return
-    described = []
+    described = {}  # by the picture's hash, after which MyST-NB names its file
     for cell in notebooks.read(path)["cells"]:
         for output in cell.get("outputs", ()):
-            if "image/png" in output.get("data", {}):
+            if png := output.get("data", {}).get("image/png"):
                 alt = output["metadata"].get("image/png", {}).get("alt", "")
-                described.append(("".join(output["data"].get("text/plain", "")), alt))
-    outputs = [n for n in doctree.findall(nodes.image) if _in_output(n)]
-    for image, (text, alt) in zip(outputs, described, strict=True):
-        image["alt"] = alt
-        image["loading"] = "lazy"
-        if named := re.match(r"\[([a-z0-9-]+): ", text):
-            image["ids"].append(named[1])
-
-
-def _in_output(node: nodes.Node) -> bool:
-    while (node := node.parent) is not None:
-        if isinstance(node, nodes.Element) and "cell_output" in node.get("classes", ()):
-            return True
-    return False
+                text = "".join(output["data"].get("text/plain", ""))
+                described[hashlib.sha256(base64.b64decode("".join(png))).hexdigest()] = text, alt
+    for image in list(doctree.findall(nodes.image)):
+        if (stem := Path(image["uri"]).stem) in described:
+            text, image["alt"] = described[stem]
+            image["loading"] = "lazy"
+            if named := re.match(r"\[([a-z0-9-]+): ", text):
+                # Not an identity of the picture: the link to its full size would get the same.
+                image.replace_self([nodes.target("", "", ids=[f"{SHOWN}-{named[1]}"]), image])
 
 
 def prepare_docstring(app: Sphinx, what, name, obj, options, lines: list[str]) -> None:
-    """Citation keys in docstrings as links; nothing where Python describes a field by its number."""
-    if len(lines) <= 2 and lines and lines[0].startswith("Alias for field number "):
-        lines.clear()
-    keys = citation.references(Path(app.srcdir).parent)
-    known = re.compile(rf"(?<![`\w]):?\b({'|'.join(map(re.escape, keys))})\b(?!`)")
-    lines[:] = [known.sub(r":cite:t:`\1`", line) for line in lines]
+    """Citation keys in docstrings as links; two fields described at once as two."""
+    file = Path(app.srcdir) / "references.bib"
+    known = _citation_keys(file, file.stat().st_mtime)
+    found = []
+    for line in lines:
+        both = re.match(r":(ivar|param) (\w+), (\w+): (.*)", line)
+        parts = [f":{both[1]} {both[i]}: {both[4]}" for i in (2, 3)] if both else [line]
+        found += [known.sub(r":cite:t:`\1`", part) for part in parts]
+    lines[:] = found
+
+
+@lru_cache
+def _citation_keys(file: Path, changed: float) -> re.Pattern:
+    keys = citation.references(file.parents[1])
+    return re.compile(rf"(?<![`\w]):?\b({'|'.join(map(re.escape, keys))})\b(?!`)")
+
+
+def no_numbered_fields(app: Sphinx, what, name, obj, skip, options) -> bool | None:
+    """Leaves out fields that Python describes by their number alone; the class describes them."""
+    return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number ") else None
 
 
 def prepare_signature(app: Sphinx, what, name, obj, options, signature, returns):
@@ -475,6 +504,24 @@ def only_ours(app: Sphinx, module: str, attribute: str) -> str | None:
     """Pages of source for the package alone, not for what it takes from others."""
     defined = getattr(getattr(importlib.import_module(module), attribute, None), "__module__", module)
     return None if str(defined).startswith("vinb.") else module
+
+
+def came_or_went(app: Sphinx, env, added, changed, removed) -> list[str]:
+    """Pages made of records, when a notebook or a record came or went: they could not depend on what was not there."""
+    source = Path(app.srcdir)
+    there = sorted(
+        f"{name}/{preset}"
+        for name in notebooks.discover(source.parent)
+        for preset in ("", *records(source, name))
+    )
+    before, env.vinb_there = getattr(env, "vinb_there", there), there
+    if there == before:
+        return []
+    return [
+        name
+        for name in env.found_docs
+        if any(str(file).endswith(".ipynb") for file in env.dependencies.get(name, ()))
+    ]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
@@ -489,8 +536,10 @@ def setup(app: Sphinx) -> dict[str, bool]:
         "results": Results,
     }.items():
         app.add_directive(name, directive)
+    app.connect("env-get-outdated", came_or_went)
     app.connect("source-read", prepare_notebook)
     app.connect("doctree-read", describe_images)
+    app.connect("autodoc-skip-member", no_numbered_fields)
     app.connect("autodoc-process-docstring", prepare_docstring)
     app.connect("autodoc-process-signature", prepare_signature)
     app.connect("viewcode-follow-imported", only_ours)
