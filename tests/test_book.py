@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from vinb.experiment import citation, notebooks
+from vinb.experiment import citation, figures, notebooks
 from vinb.experiment.tables import claims_table, metrics_table, verdict_counts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -203,7 +203,7 @@ def test_claims_about_a_metric():
 
 def test_words_of_figures():
     names = ("figure-4", "figures-2-3", "figure-2-grey", "well-log")
-    assert [vinb_book.label(name) for name in names] == [
+    assert [figures.label(name) for name in names] == [
         "Figure 4",
         "Figures 2 and 3",
         "Figure 2 grey",
@@ -301,6 +301,7 @@ def test_a_run_at_the_papers_setting_is_shown_and_a_changed_record_changes_the_p
     assert "well-log.png" in built.stderr
 
 
+@pytest.mark.exhaustive
 def test_pages_follow_when_a_run_or_a_notebook_comes_or_goes(small):
     """One without outputs, run and paper, as `vinb new` leaves it, is built too."""
     kept = small / "changepoints" / "paper"

@@ -29,7 +29,7 @@ from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from vinb.experiment import citation, notebooks, saved
+from vinb.experiment import citation, figures, notebooks, saved
 from vinb.experiment.parameters import PRESETS
 from vinb.experiment.tables import claims_table, metrics_table, verdict_counts
 from vinb.tables import Table
@@ -114,14 +114,6 @@ def metrics_with_verdicts(record: saved.SavedRecord) -> Table:
 # ---- words
 
 
-def label(figure: str) -> str:
-    """``figure-4`` -> ``Figure 4``; ``figures-2-3`` -> ``Figures 2 and 3``; ``well-log`` -> ``Well log``."""
-    kind, *numbers = figure.split("-")
-    if kind == "figures" and all(number.isdigit() for number in numbers):
-        return f"Figures {' and '.join(numbers)}"
-    return figure.replace("-", " ").capitalize()
-
-
 def of_the_paper(figure: str) -> bool:
     """Whether a figure is named after one of the paper's."""
     return re.match(r"(figures?|tables?)-\d", figure) is not None
@@ -129,7 +121,7 @@ def of_the_paper(figure: str) -> bool:
 
 def caption(figure: dict) -> str:
     """A figure's caption without its label, where it begins with that."""
-    text = figure["caption"].removeprefix(f"{label(figure['name'])}: ")
+    text = figure["caption"].removeprefix(f"{figures.label(figure['name'])}: ")
     return text[:1].upper() + text[1:]
 
 
@@ -213,7 +205,7 @@ class FromRecords(SphinxDirective):
         return " · ".join(f"{{download}}`{text} <{self.path(record, file)}>`" for text, file in links)
 
     def cite(self, record: saved.SavedRecord, figure: str | None = None) -> list[str]:
-        title = f"BibTeX of {label(figure)}" if figure is not None else f"BibTeX, {setting(record)}"
+        title = f"BibTeX of {figures.label(figure)}" if figure is not None else f"BibTeX, {setting(record)}"
         return [f"::::{{dropdown}} {title}", *fence("bibtex", citation.bibtex(record, figure)), "::::"]
 
 
@@ -277,7 +269,7 @@ class RecordDetails(FromRecords):
                 picture = self.figure(record, figure, link=False)
                 picture["ids"].append(anchor(record, figure["name"]))
                 part += picture
-                part += self.parse([f"**{label(figure['name'])}.** {caption(figure)}"])
+                part += self.parse([f"**{figures.label(figure['name'])}.** {caption(figure)}"])
                 part += self.parse([self.files(record, figure["name"])])
             part += tables(record)
             found.append(part)
@@ -296,9 +288,9 @@ class RecordFigure(FromRecords):
             raise self.error(f"record-figure: no run of {name} is committed.")
         figure = citation.find_figure(record, wanted)
         caption = (
-            f"*{label(wanted)} of {paper} in the notebook {{doc}}`/{name}`.*"
+            f"*{figures.label(wanted)} of {paper} in the notebook {{doc}}`/{name}`.*"
             if (paper := record.bibtex_entry and citation.short(record.bibtex_entry))
-            else f"*{label(wanted)} of the notebook {{doc}}`/{name}`.*"
+            else f"*{figures.label(wanted)} of the notebook {{doc}}`/{name}`.*"
         )
         return [self.figure(record, figure, link=True), *self.parse([caption])]
 
@@ -330,7 +322,7 @@ class Gallery(FromRecords):
             card = nodes.container(classes=["vinb-card"])
             card += self.figure(record, figure, link=True)
             kind = "" if of_the_paper(figure["name"]) else " (ours)"
-            card += self.parse([f"**{label(figure['name'])}{kind}.** {caption(figure)}"])
+            card += self.parse([f"**{figures.label(figure['name'])}{kind}.** {caption(figure)}"])
             card += self.parse([self.files(record, figure["name"])])
             card += self.parse(self.cite(record, figure["name"]))
             cards += card

@@ -50,6 +50,14 @@ def _with_palette(png: io.BytesIO) -> bytes:
     return small.getvalue()
 
 
+def label(figure: str) -> str:
+    """A figure's name in words: ``figures-2-3`` is ``Figures 2 and 3``, ``well-log`` is ``Well log``."""
+    kind, *numbers = figure.split("-")
+    if kind == "figures" and all(number.isdigit() for number in numbers):
+        return f"Figures {' and '.join(numbers)}"
+    return figure.replace("-", " ").capitalize()
+
+
 def close(fig: "Figure") -> None:
     """Closes a figure, so that Jupyter does not show it a second time at the end of the cell."""
     if (pyplot := sys.modules.get("matplotlib.pyplot")) is not None:

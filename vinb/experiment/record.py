@@ -177,7 +177,7 @@ class Record:
 
             data, metadata = figures.bundle(fig, png, name, alt)
             display(data, metadata=metadata, raw=True)
-            display(Markdown(f"**{name.replace('-', ' ').capitalize()}.** {caption}"))
+            display(Markdown(f"**{figures.label(name)}.** {caption}"))
 
     def data(self, checksums: Mapping[str, str]) -> None:
         """Records the sha256 of each data file used, by file name: ``load_mnist().checksums``."""

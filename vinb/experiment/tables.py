@@ -68,7 +68,8 @@ def claims_table(claims: Sequence[Mapping[str, Any]]) -> Table:
 def verdict_counts(claims: Sequence[Mapping[str, Any]]) -> str:
     """``9 held, 1 known miss``: the verdicts counted, in words."""
     verdicts = [claim["verdict"] for claim in claims]
-    counts = [f"{verdicts.count(v)} {v.replace('-', ' ')}" for v in _VERDICTS if v in verdicts]
+    plural = {v: "es" if v == "known-miss" and verdicts.count(v) > 1 else "" for v in _VERDICTS}
+    counts = [f"{verdicts.count(v)} {v.replace('-', ' ')}{plural[v]}" for v in _VERDICTS if v in verdicts]
     return ", ".join(counts) or "no claims"
 
 
