@@ -4,7 +4,6 @@ import difflib
 import json
 import keyword
 import re
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,25 +15,6 @@ _NO_PAPER = (
     "> **To do:** Here: authors, *title*, venue, year, link, and the citation key of the paper, which "
     "`experiment.begin(..., paper=)` below takes too. Its BibTeX entry goes into `notebooks/references.bib`."
 )
-_LETTERS = {"ss": "ß", "o": "ø", "O": "Ø", "l": "ł", "L": "Ł", "ae": "æ", "AE": "Æ", "oe": "œ", "OE": "Œ"}
-_LETTERS |= {"aa": "å", "AA": "Å", "i": "ı"}
-_ACCENTS = {
-    "'": "\u0301",
-    "`": "\u0300",
-    '"': "\u0308",
-    "^": "\u0302",
-    "~": "\u0303",
-    "=": "\u0304",
-    ".": "\u0307",
-    "c": "\u0327",
-    "v": "\u030c",
-    "u": "\u0306",
-    "H": "\u030b",
-    "k": "\u0328",
-    "r": "\u030a",
-    "d": "\u0323",
-}
-_ACCENTED = re.compile(r"\\(['`\"^~=.]|[cvuHkrd](?![A-Za-z]))\s*(?:\{\s*\\?([^\W\d_])\s*\}|\\?([^\W\d_]))")
 
 
 @dataclass(frozen=True)
@@ -86,12 +66,12 @@ def create(
         raise FileExistsError(f"NAME: notebooks/{taken[0].name} is there already; choose another name.")
     references, text, entry = folder / "references.bib", None, None
     if bibtex is not None:
-        parsed = bibliography.parse(bibtex)
-        text, paper, entry = bibliography.added(parsed, references), parsed.key, str(parsed)
+        entry = bibliography.parse(bibtex)
+        text = bibliography.added(entry, references)
     elif paper is not None:
-        entry = _known(paper, root)
+        entry = bibliography.parse(_known(paper, root))
     # The entry goes first: a notebook whose paper is not in the bibliography would not run.
-    content = _filled(name, paper, entry, title)
+    content = _filled(name, entry, title)
     if text is not None:
         before = references.read_bytes()
         write_atomic(references, text)
@@ -102,7 +82,12 @@ def create(
             write_atomic(references, before)
         raise
     row = f"| [{name}](notebooks/{name}.ipynb) | {_row(entry)} | what it reproduces |"
-    return New(folder / f"{name}.ipynb", paper, references if text is not None else None, row)
+    return New(
+        folder / f"{name}.ipynb",
+        entry.key if entry is not None else None,
+        references if text is not None else None,
+        row,
+    )
 
 
 def next_steps(new: New) -> str:
@@ -145,16 +130,16 @@ def _known(key: str, root: Path) -> str:
     return known[key]
 
 
-def _filled(name: str, key: str | None, entry: str | None, title: str | None) -> str:
+def _filled(name: str, entry: bibliography.Entry | None, title: str | None) -> str:
     """The template's JSON with its placeholders filled in."""
     heading = " ".join((title or "").split())
-    heading = heading or (_field(entry, "title") if entry else name.replace("_", " ").capitalize())
+    heading = heading or (entry.plain("title") if entry else name.replace("_", " ").capitalize())
     nb = json.loads(TEMPLATE.read_text(encoding="utf-8"))
     for cell, placeholder, value in (
-        ("title", "{{paper}}", _NO_PAPER if key is None or entry is None else _source(key, entry)),
+        ("title", "{{paper}}", _NO_PAPER if entry is None else _source(entry)),
         ("title", "{{title}}", heading),
         ("begin", 'notebook="my_paper"', f'notebook="{name}"'),
-        ("begin", "paper=None", "paper=None" if key is None else f'paper="{key}"'),
+        ("begin", "paper=None", "paper=None" if entry is None else f'paper="{entry.key}"'),
     ):
         (found,) = (each for each in nb["cells"] if each["id"] == cell)
         before, after = "".join(found["source"]).split(placeholder)  # it is there exactly once
@@ -162,35 +147,35 @@ def _filled(name: str, key: str | None, entry: str | None, title: str | None) ->
     return json.dumps(nb, indent=1, ensure_ascii=False) + "\n"
 
 
-def _source(key: str, entry: str) -> str:
+def _source(entry: bibliography.Entry) -> str:
     """The line below the heading: authors, title, venue, year, link and key."""
     authors = [" ".join(reversed(person.split(", ", 1))) for person in _authors(entry)]
     venue = next(
-        filter(None, (_field(entry, name) for name in ("journal", "booktitle", "publisher", "school"))), ""
+        filter(None, (entry.plain(name) for name in ("journal", "booktitle", "publisher", "school"))), ""
     )
-    parts = [_listed(authors), f"*{_field(entry, 'title')}*", venue, _field(entry, "year")]
-    eprint, doi, url = (citation.field(entry, name) for name in ("eprint", "doi", "url"))
+    parts = [_listed(authors), f"*{entry.plain('title')}*", venue, entry.plain("year")]
+    eprint, doi, url = (entry.fields.get(name) for name in ("eprint", "doi", "url"))
     if eprint:
         parts.append(f"[arXiv:{eprint}](https://arxiv.org/abs/{eprint})")
     elif doi:
         parts.append(f"[doi:{doi}](https://doi.org/{doi})")
     elif url:
         parts.append(f"<{url}>")
-    return f"{', '.join(filter(None, parts))}. Citation key `{key}`."
+    return f"{', '.join(filter(None, parts))}. Citation key `{entry.key}`."
 
 
-def _row(entry: str | None) -> str:
+def _row(entry: bibliography.Entry | None) -> str:
     """The paper in the table of README.md."""
     if entry is None:
         return "Authors, *Title*, year"
     names = [person.split(",")[0] for person in _authors(entry)]
     names = [*names[:1], "et al."] if len(names) > 3 else names
     authors = " ".join(names) if names[-1] == "et al." else _listed(names)
-    return f"{authors}, *{_field(entry, 'title')}*, {_field(entry, 'year')}"
+    return f"{authors}, *{entry.plain('title')}*, {entry.plain('year')}"
 
 
-def _authors(entry: str) -> list[str]:
-    people = re.split(r"\s+and\s+", _field(entry, "author"))
+def _authors(entry: bibliography.Entry) -> list[str]:
+    people = re.split(r"\s+and\s+", entry.plain("author"))
     return [*people[:-1], "et al."] if people[-1] == "others" else people
 
 
@@ -198,15 +183,3 @@ def _listed(names: list[str]) -> str:
     if len(names) > 1 and names[-1] == "et al.":
         return " ".join([", ".join(names[:-1]), "et al."])
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _field(entry: str, name: str) -> str:
-    """A field in plain words."""
-    for _ in range(2):  # a letter may have two accents
-        entry = _ACCENTED.sub(lambda m: unicodedata.normalize("NFC", (m[2] or m[3]) + _ACCENTS[m[1]]), entry)
-    for word, letter in _LETTERS.items():  # while the braces are there, which say where a command ends
-        entry = re.sub(rf"\\{word}(?![A-Za-z])(?:\{{\}}|\s+)?", letter, entry)
-    text = citation.field(re.sub(r"\\(?:emph|text[a-z]{2})\s*(?=\{)", "", entry), name)
-    for written, plain in (("---", "-"), ("--", "-"), ("~", " "), ("``", "“"), ("''", "”")):
-        text = text.replace(written, plain)
-    return " ".join(re.sub(r"\\([&%$#_])", r"\1", text).split())
