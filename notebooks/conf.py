@@ -91,9 +91,8 @@ html_theme_options = {
 }
 if repository := os.environ.get("VINB_BOOK_REPOSITORY"):
     services = {
-        f"{name}_url": address
-        for name in ("colab", "binderhub")
-        if (address := os.environ.get(f"VINB_BOOK_{name.upper().removesuffix('HUB')}"))
+        "colab_url": os.environ.get("VINB_BOOK_COLAB"),
+        "binderhub_url": os.environ.get("VINB_BOOK_BINDER"),
     }
     html_theme_options |= {
         "repository_url": repository,
@@ -102,7 +101,7 @@ if repository := os.environ.get("VINB_BOOK_REPOSITORY"):
         "use_repository_button": True,
         "use_source_button": True,
         "use_issues_button": True,
-        "launch_buttons": services,
+        "launch_buttons": {name: address for name, address in services.items() if address},
     }
 
 
