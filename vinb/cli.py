@@ -62,16 +62,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     listing.set_defaults(run=_list)
 
+    running = argparse.ArgumentParser(add_help=False)
+    running.add_argument("notebook", help="name of a notebook (see `vinb list`), or a path of an .ipynb file")
+    running.add_argument(
+        "--preset", choices=parameters.PRESETS, help="size of a run (default: as the notebook says, cpu)"
+    )
+    running.add_argument(
+        "--output-dir",
+        metavar="FOLDER",
+        help="results go to FOLDER/<notebook>/<preset and overrides>/ (default: runs/ in the clone)",
+    )
+    running.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help="stop a run if a single cell takes longer"
+    )
+
     run = commands.add_parser(
         "run",
-        parents=[place],
+        parents=[place, running],
         help="run a notebook",
         description="Runs a notebook by papermill; shows where its results are and whether its claims held.",
         epilog="Example: vinb run vae --preset smoke -p seed=1 -p 'latent_dims=[2, 5]'",
-    )
-    run.add_argument("notebook", help="name of a notebook (see `vinb list`), or a path of an .ipynb file")
-    run.add_argument(
-        "--preset", choices=parameters.PRESETS, help="size of the run (default: as the notebook says, cpu)"
     )
     run.add_argument(
         "-p",
@@ -81,24 +91,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="set a parameter; values as in Python or JSON; repeatable",
     )
-    run.add_argument(
-        "--output-dir",
-        metavar="FOLDER",
-        help="results go to FOLDER/<notebook>/<preset and overrides>/ (default: runs/ in the clone)",
-    )
-    run.add_argument("--timeout", type=float, metavar="SECONDS", help="stop if a single cell takes longer")
     run.set_defaults(run=_run)
 
     sweep = commands.add_parser(
         "sweep",
-        parents=[place],
+        parents=[place, running],
         help="run a notebook for every combination of some values",
         description="Runs a notebook for every combination of values, several at a time, and puts the results into one table "
         "and one plot. Finished runs are skipped, so the same command goes on after an interruption.",
         epilog="Example: vinb sweep bayes_by_backprop --preset smoke -p seed=0:5 -p hidden=100,200",
     )
-    sweep.add_argument("notebook", help="name of a notebook, or a path of an .ipynb file")
-    sweep.add_argument("--preset", choices=parameters.PRESETS, help="size of the runs (default: cpu)")
     sweep.add_argument(
         "-p",
         "--parameter",
@@ -106,11 +108,6 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=VALUES",
         help="values of a parameter: a,b,c or first:end or first:end:step, the end excluded; lists as [1,2],[3]; repeatable",
-    )
-    sweep.add_argument(
-        "--output-dir",
-        metavar="FOLDER",
-        help="results go to FOLDER/<notebook>/ (default: runs/ in the clone)",
     )
     sweep.add_argument("--workers", type=int, metavar="N", help="runs at a time on this machine")
     sweep.add_argument(
@@ -121,9 +118,6 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--metric", action="append", default=[], metavar="NAME", help="plot this; repeatable")
     sweep.add_argument("--again", action="store_true", help="make finished runs again")
     sweep.add_argument("--dry-run", action="store_true", help="list the runs and which are finished")
-    sweep.add_argument(
-        "--timeout", type=float, metavar="SECONDS", help="stop a run if a single cell takes longer"
-    )
     sweep.set_defaults(run=_sweep)
 
     cite = commands.add_parser(
