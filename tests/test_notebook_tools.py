@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 from vinb import experiment
-from vinb.experiment import notebooks
+from vinb.experiment import notebooks, partial
 
 CELLS = {
     "parameters": 'preset = "cpu"   # smoke, cpu or paper\nseed = 0   # integer\nsteps = None   # count\n',
@@ -319,8 +319,8 @@ def test_a_finders_file_is_no_obstacle_and_the_folder_for_failures_is_checked_to
     assert len(runs) == 1
 
 
-@pytest.mark.parametrize("obstacle", ["a foreign file", "a full disk"])
-def test_a_run_that_is_over_is_never_lost(tmp_path, monkeypatch, obstacle):
+@pytest.mark.parametrize(("obstacle", "state"), [("a foreign file", "kept"), ("a full disk", "partial")])
+def test_a_run_that_is_over_is_never_lost(tmp_path, monkeypatch, obstacle, state):
     path, final = notebook(tmp_path), tmp_path / "run"
     final.mkdir()
     (final / "record.json").write_text("earlier")
@@ -336,11 +336,12 @@ def test_a_run_that_is_over_is_never_lost(tmp_path, monkeypatch, obstacle):
             )  # fmt: skip
 
     monkeypatch.setattr(notebooks, "_papermill", papermill)
-    with pytest.raises(OSError, match=r"The run is over, and kept in .*\.run\.partial"):
+    with pytest.raises(OSError, match=r"The run is over, and kept in .*\.run\." + state):
         notebooks.execute(path, output_dir=final)
-    (kept,) = tmp_path.glob(".run.partial-*")
+    (kept,) = tmp_path.glob(f".run.{state}-*")
     assert (kept / "record.json").read_text() == "hours of work"
     assert (final / "record.json").read_text() == "earlier"
+    assert state == "partial" or not partial.leftovers([final])  # a sweep removes those
 
 
 def test_publishing_what_is_incomplete_changes_nothing(published):

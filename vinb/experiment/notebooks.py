@@ -134,7 +134,7 @@ def execute(
     The run happens in a hidden folder beside `output_dir`, renamed when done; so an interrupted run leaves
     `output_dir` as it was. A run in which a cell raised goes to ``<output_dir>-failed`` instead, with the
     notebook up to that cell; one whose claims failed is complete and goes to `output_dir`. A run that is
-    over is never deleted: where it cannot be renamed it stays in the hidden folder, which the error names.
+    over is never deleted: where it cannot be put into its folder it stays in a hidden one, which the error names.
 
     Args:
         path: the notebook.
@@ -188,6 +188,9 @@ def execute(
         _refuse_foreign(final, path)  # it may hold something by now
         _replace(hidden, final)
     except OSError as error:
+        kept = partial.beside(final, "kept")  # a name that no later run and no sweep removes
+        with contextlib.suppress(OSError):
+            hidden = hidden.rename(kept)
         raise OSError(f"The run is over, and kept in {shown(hidden)}: {error}") from error
     record = final / "record.json"
     return Run(final, final / path.name, record if record.is_file() else None, failure)

@@ -160,7 +160,7 @@ def sweep(
             raise
         # Runs on other machines may go on: those of a scheduler that was lost, or of another sweep than this local one.
         others = scheduler is None or any(outcome.error == _LOST for outcome in outcomes.values())
-        _clean([run for run in todo if "kept in" not in outcomes[run.folder].error], elsewhere=others)
+        _clean(todo, elsewhere=others)
     ordered = [outcomes[folder] for folder in folders]
     records = [outcome.record for outcome in ordered if outcome.record is not None]
     return Swept(planned, ordered, results.write(planned.folder, list(planned.values), records, metrics, say))
