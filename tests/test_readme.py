@@ -173,25 +173,26 @@ def test_python_of_the_readme_runs(tmp_path):
     for run in ("cpu", "cpu-seed=1"):  # two runs of the reader's own
         (tmp_path / "runs" / "vae" / run).mkdir(parents=True)
         shutil.copy(committed, tmp_path / "runs" / "vae" / run)
-    code = "\n".join([*blocks("README.md", "python"), CHECKS])
-    script = subprocess.run(
-        # ArviZ announces its next version once a day.
-        [sys.executable, "-W", "error::FutureWarning", "-W", "ignore::FutureWarning:arviz", "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    run_python([*blocks("README.md", "python"), CHECKS], tmp_path)
+
+
+def run_python(parts, folder):
+    """Runs code in a process of its own, in `folder`; it must neither fail nor use what is about to go."""
+    options = [
+        "-W",
+        "error::FutureWarning",
+        "-W",
+        "ignore::FutureWarning:arviz",
+    ]  # ArviZ announces its next version once a day
+    command = [sys.executable, *options, "-c", "\n".join(parts)]
+    script = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert script.returncode == 0, script.stderr
 
 
-def test_the_test_of_contributing_runs():
+def test_the_test_of_contributing_runs(tmp_path):
     (test,) = blocks("CONTRIBUTING.md", "python")
     (name,) = re.findall(r"^def (test_\w+)", test, re.MULTILINE)
-    run = subprocess.run(
-        [sys.executable, "-c", f"{test}\n\n{name}()"], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
+    run_python([test, f"{name}()"], tmp_path)
 
 
 CHECKS_OF_PAGES = {
@@ -222,15 +223,7 @@ assert ((probabilities[:, 0] > 0.5) == y).mean() > 0.7
 
 @pytest.mark.parametrize("page", CHECKS_OF_PAGES)
 def test_python_of_the_pages_runs(page, tmp_path):
-    code = "\n".join([*blocks(f"notebooks/book/{page}.md", "python"), CHECKS_OF_PAGES[page]])
-    script = subprocess.run(
-        [sys.executable, "-W", "error::FutureWarning", "-W", "ignore::FutureWarning:arviz", "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert script.returncode == 0, script.stderr
+    run_python([*blocks(f"notebooks/book/{page}.md", "python"), CHECKS_OF_PAGES[page]], tmp_path)
 
 
 def test_every_page_with_python_is_run():
