@@ -21,10 +21,10 @@ from vinb.experiment.tables import _VERDICTS, claims_table, metrics_table, verdi
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "notebooks" / "book"))
 
-from vinb_book import found  # noqa: E402
+from vinb_book import committed  # noqa: E402
 
 # Name -> preset -> record, the largest preset first.
-RECORDS = {name: found.records(ROOT / "notebooks", name) for name in notebooks.discover(ROOT)}
+RECORDS = {name: committed.records(ROOT / "notebooks", name) for name in notebooks.discover(ROOT)}
 
 
 class Page(HTMLParser):
@@ -102,7 +102,7 @@ def test_every_notebook_has_a_page_with_its_figures_and_record(pages):
         described = [image["alt"] for image in page.images]
         for preset, record in runs.items():
             for figure in record.result["figures"]:
-                assert found.anchor(record, figure["name"]) in page.ids
+                assert committed.anchor(record, figure["name"]) in page.ids
                 assert figure["alt"] in described
             assert f"@misc{{vinb-{name}-{preset}-" in page.text
 
@@ -113,7 +113,7 @@ def test_the_gallery_shows_every_figure_with_its_citation(book, pages):
     for name, runs in RECORDS.items():
         for record in list(runs.values())[:1]:
             for figure in record.result["figures"]:
-                assert f"../{name}.html#{found.anchor(record, figure['name'])}" in page.links
+                assert f"../{name}.html#{committed.anchor(record, figure['name'])}" in page.links
                 assert figure["alt"] in [image["alt"] for image in page.images]
                 assert sum(Path(link).name == f"{figure['name']}.svg" for link in page.links) >= 1
                 first = citation.bibtex(record, figure["name"]).split("@misc{vinb")[1].split(",")[0]
@@ -177,7 +177,7 @@ def test_the_reference_has_every_public_name(pages):
     ],
 )
 def test_places(text, expected):
-    assert found.places(text) == expected
+    assert committed.places(text) == expected
 
 
 def test_claims_about_a_metric():
@@ -193,7 +193,7 @@ def test_claims_about_a_metric():
 
     def about(value, source):
         metric = {"name": "m", "value": value, "source": source}
-        return [c["name"] for c in found.claims_about(metric, claims)]
+        return [c["name"] for c in committed.claims_about(metric, claims)]
 
     assert about(7.0, None) == ["m"]
     assert about(0.25, None) == ["b", "m"]
@@ -209,10 +209,11 @@ def test_words_of_figures():
         "Figure 2 grey",
         "Well log",
     ]
-    assert [found.of_the_paper(name) for name in names] == [True, True, True, False]
-    assert found.caption({"name": "figure-4", "caption": "Figure 4: means."}) == "Means."
+    assert [committed.of_the_paper(name) for name in names] == [True, True, True, False]
+    assert committed.caption({"name": "figure-4", "caption": "Figure 4: means."}) == "Means."
     assert (
-        found.caption({"name": "figure-4", "caption": "Left, Figure 4: means."}) == "Left, Figure 4: means."
+        committed.caption({"name": "figure-4", "caption": "Left, Figure 4: means."})
+        == "Left, Figure 4: means."
     )
 
 
@@ -224,10 +225,10 @@ def test_the_pages_know_the_colours_of_all_verdicts():
 
 
 def test_themes():
-    assert found.themes({"A": ["x"]}, ["x", "y"]) == {"A": ["x"], "More": ["y"]}
-    assert found.themes({"A": ["x"]}, ["x"]) == {"A": ["x"]}
+    assert committed.themes({"A": ["x"]}, ["x", "y"]) == {"A": ["x"], "More": ["y"]}
+    assert committed.themes({"A": ["x"]}, ["x"]) == {"A": ["x"]}
     with pytest.raises(ValueError, match="no notebook z"):
-        found.themes({"A": ["z"]}, ["x"])
+        committed.themes({"A": ["z"]}, ["x"])
 
 
 @pytest.fixture

@@ -139,6 +139,9 @@ def test_an_entry_from_a_publisher_is_added_in_the_form_of_the_file(root, tmp_pa
     ("written", "plain"),
     [
         (r"S{\o}ren K{\"u}hn", "Søren Kühn"),
+        (r"Fish & \texttt{x_y}, 100% of Schr{\"o}dinger", "Fish & x_y, 100% of Schrödinger"),
+        (r"A \LaTeX{} {Guide}", r"A \LaTeX Guide"),
+        (r"A \href{http://x}{text}", r"A \href{http://x}{text}"),
         (
             r"Erd{\H{o}}s, {\O}rsted, Stra{\ss}e, {\AA}ngstr\"om, \L{}ukasz",
             "Erdős, Ørsted, Straße, Ångström, Łukasz",
@@ -152,6 +155,32 @@ def test_an_entry_from_a_publisher_is_added_in_the_form_of_the_file(root, tmp_pa
 def test_a_field_in_plain_words(written, plain):
     entry = bibliography.parse(f"@misc{{a, title = {{{written}}}, author = {{A}}, year = 2011}}")
     assert entry.plain("title") == plain
+
+
+def test_names_and_addresses_as_people_write_them():
+    entry = bibliography.parse(
+        r"@MISC{a, TITLE={T}, AUTHOR={{Foo and Bar Team} and {OpenAI, Inc.} and Ho, Ann and King, Jr., Martin Luther "
+        r"and Jan van der Berg}, Editor={Bo Li}, YEAR={2017}, doi={{10.1000/a\_b}}}"
+    )
+    assert entry.fields["editor"] == "Li, Bo"
+    assert new._source(entry) == (
+        "Foo and Bar Team, OpenAI, Inc., Ann Ho, Martin Luther King Jr. and Jan van der Berg, *T*, 2017, "
+        "[doi:10.1000/a_b](https://doi.org/10.1000/a_b). Citation key `a`."
+    )
+    assert new._row(entry) == "Foo and Bar Team et al., *T*, 2017"
+
+
+def test_an_entry_of_the_file_needs_no_author_and_its_mistakes_are_said(root):
+    file = root / "notebooks" / "references.bib"
+    book = "\n@book{edited, title = {Collected}, editor = {Bo Li}, date = {2017}}\n@misc{bad, title = {A} year = {1}}\n"
+    file.write_text(file.read_text(encoding="utf-8") + book, encoding="utf-8")
+    assert new.create("collected", root, paper="edited").row.split(" | ")[1] == "*Collected*"
+    with pytest.raises(
+        ValueError, match=r"--paper: the entry .bad. of notebooks/references\.bib: syntax error"
+    ):
+        new.create("mine", root, paper="bad")
+    with pytest.raises(ValueError, match=r"references\.bib: syntax error"):
+        new.create("mine", root, bibtex=BLEI)
 
 
 def test_every_entry_of_the_bibliography_is_read_as_it_stands():
@@ -175,11 +204,15 @@ def test_every_entry_of_the_bibliography_is_read_as_it_stands():
         ('@article{a, title="x, year=2011, author={A}}', "unbalanced braces"),
         ("@article{a, title={x}, title={y}, year=1}", "duplicate title"),
         ("@article{a, title={x}}", "'a' lacks author and year"),
-        ("@article{title={x}}", "lacks title and author and year"),
+        ("@article{title={x}}", "the key of @article is 'title={x'; write @article{name2024word"),
+        ('@article{a"b, title={x}, author={A}, year=1}', "the key of @article is 'a\"b'"),
         ("@string{j = {Journal}}", "none found"),
         ("@article(a, title={x})", "lacks author and year"),
         ("@article{kingma2014aevb, title={x}, year=1, author={A}}", "use it: --paper kingma2014aevb"),
-        ("@misc{q, title={x}, year=1, author={A}, eprint={1312.6114}}", "has this paper (eprint 1312.6114)"),
+        (
+            "@misc{q, title={x}, year=1, author={A}, eprint={{1312.6114}}}",
+            "has this paper (eprint 1312.6114)",
+        ),
         (
             "@misc{q, title={x}, year=1, author={A}, eprint={arXiv:1312.6114v10}}",
             "has this paper (eprint 1312.6114)",

@@ -319,8 +319,8 @@ def test_a_finders_file_is_no_obstacle_and_the_folder_for_failures_is_checked_to
     assert len(runs) == 1
 
 
-@pytest.mark.parametrize(("obstacle", "state"), [("a foreign file", "kept"), ("a full disk", "partial")])
-def test_a_run_that_is_over_is_never_lost(tmp_path, monkeypatch, obstacle, state):
+@pytest.mark.parametrize("obstacle", ["a foreign file", "a full disk"])
+def test_a_run_that_is_over_is_never_lost(tmp_path, monkeypatch, obstacle):
     path, final = notebook(tmp_path), tmp_path / "run"
     final.mkdir()
     (final / "record.json").write_text("earlier")
@@ -336,12 +336,20 @@ def test_a_run_that_is_over_is_never_lost(tmp_path, monkeypatch, obstacle, state
             )  # fmt: skip
 
     monkeypatch.setattr(notebooks, "_papermill", papermill)
-    with pytest.raises(OSError, match=r"The run is over, and kept in .*\.run\." + state):
+    with pytest.raises(OSError, match=r"The run is over, and kept in .*\.run\.partial"):
         notebooks.execute(path, output_dir=final)
-    (kept,) = tmp_path.glob(f".run.{state}-*")
+    (kept,) = tmp_path.glob(".run.partial-*")
+    assert partial.leftovers([final]) == []  # a sweep removes those
+    (final / "notes.txt").unlink(missing_ok=True)
+    with pytest.raises(FileExistsError, match="move it away"):
+        notebooks.execute(path, output_dir=final)
     assert (kept / "record.json").read_text() == "hours of work"
     assert (final / "record.json").read_text() == "earlier"
-    assert state == "partial" or not partial.leftovers([final])  # a sweep removes those
+    monkeypatch.undo()
+    monkeypatch.setattr(notebooks, "_papermill", lambda *_: None)
+    final.rename(tmp_path / "elsewhere")
+    kept.rename(final)
+    notebooks.execute(path, output_dir=final)  # put in place by hand it is a run as others
 
 
 def test_publishing_what_is_incomplete_changes_nothing(published):

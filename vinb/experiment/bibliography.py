@@ -4,10 +4,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from vinb.experiment import citation
-
 _REQUIRED = ("title", "author", "year")
 _SAME_PAPER = ("doi", "eprint")  # two entries that agree in one of these are about one paper
+_KEY = r"[^\s\"#%'(),={}~\\]+"
 
 
 class Entry(NamedTuple):
@@ -25,17 +24,32 @@ class Entry(NamedTuple):
 
     def plain(self, name: str) -> str:
         """A field in plain words, empty if there is none; formulas stay as they are."""
-        from pylatexenc.latex2text import LatexNodes2Text
+        return _plain(self.fields.get(name, ""))
 
-        words = LatexNodes2Text(math_mode="verbatim", keep_comments=True)
-        return " ".join(words.latex_to_text(self.fields.get(name, "")).split())
+    def identifier(self, name: str) -> str:
+        """A field that is an address or a number, such as a DOI, without LaTeX's braces and backslashes."""
+        return re.sub(r"[{}]|\\(?=[_%&#~])", "", self.fields.get(name, "")).strip()
+
+    def people(self) -> list[tuple[str, str]]:
+        """First and last names of the authors, in plain words; the last is ``("", "others")`` where the entry says so."""
+        from pybtex.bibtex.utils import split_name_list
+        from pybtex.database import Person
+
+        names = [Person(name) for name in split_name_list(self.fields.get("author", ""))]
+        return [
+            (
+                _plain(" ".join([*name.first_names, *name.middle_names])),
+                _plain(" ".join([*name.prelast_names, *name.last_names, *name.lineage_names])),
+            )
+            for name in names
+        ]
 
 
-def parse(text: str) -> Entry:
-    """The one entry of a BibTeX text, such as arXiv, doi.org or a publisher gives it; what is outside of it is a comment.
+def read(text: str) -> dict[str, Entry]:
+    """The entries of a BibTeX text by key; their fields in lower case, title and people first, names with the last name first.
 
     Raises:
-        ValueError: if there is none or more than one, if it does not parse, or if it lacks a title, an author or a year.
+        ValueError: if it does not parse; the message begins with the reason.
     """
     from pybtex.database import parse_string
     from pybtex.exceptions import PybtexError
@@ -43,35 +57,60 @@ def parse(text: str) -> Entry:
     try:
         found = parse_string(text, "bibtex").entries
     except PybtexError as error:
-        raise ValueError(f"bibtex: {error}.") from None
+        raise ValueError(
+            f"{error}. Values stand in braces, commas between them, and every brace is closed."
+        ) from None
+    entries = {}
+    for key, entry in found.items():
+        if not re.fullmatch(_KEY, key):
+            raise ValueError(
+                f"the key of @{entry.type} is {key!r}; write @{entry.type}{{name2024word, ...}}."
+            )
+        rest = {name.lower(): " ".join(value.split()) for name, value in entry.fields.items()}
+        title = {"title": rest.pop("title")} if "title" in rest else {}
+        people = {role.lower(): " and ".join(map(str, names)) for role, names in entry.persons.items()}
+        entries[key] = Entry(entry.type, key, title | people | rest)
+    return entries
+
+
+def parse(text: str) -> Entry:
+    """The one entry of a BibTeX text, such as arXiv, doi.org or a publisher gives it.
+
+    Raises:
+        ValueError: if there is none or more than one, if it does not parse, or if it lacks a title, an author or a year.
+    """
+    try:
+        found = read(text)
+    except ValueError as error:
+        raise ValueError(f"bibtex: {error}") from None
     if len(found) != 1:
         keys = f": {', '.join(found)}" if found else ""
         raise ValueError(f"bibtex: one entry is needed, {len(found) or 'none'} found{keys}.")
     (entry,) = found.values()
-    people = {role: " and ".join(map(str, persons)) for role, persons in entry.persons.items()}
-    fields = {name.lower(): " ".join(value.split()) for name, value in entry.fields.items()}
-    fields = {name: fields.pop(name) for name in ("title",) if name in fields} | people | fields
-    if missing := [name for name in _REQUIRED if not fields.get(name, "").strip()]:
+    if missing := [name for name in _REQUIRED if not entry.fields.get(name, "").strip()]:
         raise ValueError(f"bibtex: the entry {entry.key!r} lacks {' and '.join(missing)}.")
-    return Entry(entry.type, entry.key, fields)
+    return entry
 
 
 def added(entry: Entry, file: Path) -> str:
     """The text of the file `file` with `entry` at its end.
 
     Raises:
-        ValueError: if the file has an entry of that key, or one about the same paper.
+        ValueError: if the file does not parse, has an entry of that key, or one about the same paper.
     """
     before = file.read_text(encoding="utf-8")
-    known = citation.entries(before)
+    try:
+        known = read(before)
+    except ValueError as error:
+        raise ValueError(f"{file.name}: {error}") from None
     if entry.key in known:
         raise ValueError(
             f"bibtex: references.bib has an entry {entry.key!r} already; use it: --paper {entry.key}"
         )
     for key, other in known.items():
         for name in _SAME_PAPER:
-            mine = _bare(entry.fields.get(name, ""))
-            if mine and mine == _bare(citation.field(other, name)):
+            mine = _bare(entry.identifier(name))
+            if mine and mine == _bare(other.identifier(name)):
                 raise ValueError(
                     f"bibtex: references.bib has this paper ({name} {mine}) as {key!r}; use it: --paper {key}"
                 )
@@ -85,3 +124,21 @@ def _bare(identifier: str) -> str:
         "",
         identifier.strip().lower(),
     )
+
+
+def _plain(latex: str) -> str:
+    from pylatexenc.latex2text import LatexNodes2Text, MacroTextSpec, get_default_latex_context_db
+
+    def unknown(node, l2tobj):
+        """An argument's words, or the macro itself: nothing is left out."""
+        arguments = [each for each in node.nodeargd.argnlist if each] if node.nodeargd else []
+        return l2tobj.nodelist_to_text(arguments) if arguments else node.latex_verbatim()
+
+    context = get_default_latex_context_db()
+    context.set_unknown_macro_spec(MacroTextSpec("", simplify_repl=unknown))
+    escaped = re.sub(r"(?<!\\)[%&]", r"\\\g<0>", latex)  # in BibTeX these are characters as others
+    try:
+        words = LatexNodes2Text(latex_context=context, math_mode="verbatim").latex_to_text(escaped)
+    except Exception:  # whatever this makes the library say; the reader can still see what was meant
+        words = latex
+    return " ".join(words.split())

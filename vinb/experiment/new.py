@@ -69,7 +69,7 @@ def create(
         entry = bibliography.parse(bibtex)
         text = bibliography.added(entry, references)
     elif paper is not None:
-        entry = bibliography.parse(_known(paper, root))
+        entry = _known(paper, root)
     # The entry goes first: a notebook whose paper is not in the bibliography would not run.
     content = _filled(name, entry, title)
     if text is not None:
@@ -115,7 +115,7 @@ def next_steps(new: New) -> str:
     return "\n".join(["It runs as it is. What to do next:", *lines, "", new.row])
 
 
-def _known(key: str, root: Path) -> str:
+def _known(key: str, root: Path) -> bibliography.Entry:
     known = citation.references(root)
     if key not in known:
         near = difflib.get_close_matches(key, known, n=3)
@@ -127,7 +127,10 @@ def _known(key: str, root: Path) -> str:
         raise ValueError(
             f"--paper: notebooks/references.bib has no entry {key!r}.{hint} To add one, pass --bibtex FILE."
         )
-    return known[key]
+    try:
+        return bibliography.read(known[key])[key]
+    except ValueError as error:
+        raise ValueError(f"--paper: the entry {key!r} of notebooks/references.bib: {error}") from None
 
 
 def _filled(name: str, entry: bibliography.Entry | None, title: str | None) -> str:
@@ -149,12 +152,12 @@ def _filled(name: str, entry: bibliography.Entry | None, title: str | None) -> s
 
 def _source(entry: bibliography.Entry) -> str:
     """The line below the heading: authors, title, venue, year, link and key."""
-    authors = [" ".join(reversed(person.split(", ", 1))) for person in _authors(entry)]
+    authors = _listed([" ".join(filter(None, person)) for person in entry.people()])
     venue = next(
         filter(None, (entry.plain(name) for name in ("journal", "booktitle", "publisher", "school"))), ""
     )
-    parts = [_listed(authors), f"*{entry.plain('title')}*", venue, entry.plain("year")]
-    eprint, doi, url = (entry.fields.get(name) for name in ("eprint", "doi", "url"))
+    parts = [authors, f"*{entry.plain('title')}*", venue, entry.plain("year")]
+    eprint, doi, url = map(entry.identifier, ("eprint", "doi", "url"))
     if eprint:
         parts.append(f"[arXiv:{eprint}](https://arxiv.org/abs/{eprint})")
     elif doi:
@@ -168,18 +171,14 @@ def _row(entry: bibliography.Entry | None) -> str:
     """The paper in the table of README.md."""
     if entry is None:
         return "Authors, *Title*, year"
-    names = [person.split(",")[0] for person in _authors(entry)]
-    names = [*names[:1], "et al."] if len(names) > 3 else names
-    authors = " ".join(names) if names[-1] == "et al." else _listed(names)
-    return f"{authors}, *{entry.plain('title')}*, {entry.plain('year')}"
-
-
-def _authors(entry: bibliography.Entry) -> list[str]:
-    people = re.split(r"\s+and\s+", entry.plain("author"))
-    return [*people[:-1], "et al."] if people[-1] == "others" else people
+    names = [last for _, last in entry.people()]
+    names = [names[0], "others"] if len(names) > 3 else names
+    parts = [_listed(names), f"*{entry.plain('title')}*", entry.plain("year")]
+    return ", ".join(filter(None, parts))
 
 
 def _listed(names: list[str]) -> str:
-    if len(names) > 1 and names[-1] == "et al.":
-        return " ".join([", ".join(names[:-1]), "et al."])
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    *most, last = names or [""]
+    if not most:
+        return last
+    return f"{', '.join(most)} et al." if last == "others" else f"{', '.join(most)} and {last}"

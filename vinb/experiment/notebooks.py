@@ -151,8 +151,9 @@ def execute(
     Raises:
         ParameterError: for a name that the parameters cell does not assign.
         ValueError: for a timeout that is none.
-        FileExistsError: if ``output_dir``, or the folder for a failed run, holds something that is no run.
-        OSError: if the run is over but could not be put into its folder.
+        FileExistsError: if ``output_dir``, or the folder for a failed run, holds something that is no run; or if such an
+            OSError of this process left its run beside it.
+        OSError: if the run is over but could not be put into its folder; the message says where it is kept.
         KeyboardInterrupt: after cleaning up.
     """
     path, final = Path(path).resolve(), Path(output_dir).resolve()
@@ -167,6 +168,11 @@ def execute(
         progress and os.environ.get("VINB_PROGRESS") != "0" and sys.stderr.isatty()
     )  # the kernel gets 0 below
     hidden = partial.beside(final)
+    if partial.is_kept(hidden):
+        raise FileExistsError(
+            f"{shown(hidden)} holds a run of this process that could not be put into {shown(final)}; "
+            "move it away, or remove it."
+        )
     shutil.rmtree(hidden, ignore_errors=True)
     hidden.mkdir(parents=True)
     target = hidden / path.name
@@ -188,9 +194,8 @@ def execute(
         _refuse_foreign(final, path)  # it may hold something by now
         _replace(hidden, final)
     except OSError as error:
-        kept = partial.beside(final, "kept")  # a name that no later run and no sweep removes
         with contextlib.suppress(OSError):
-            hidden = hidden.rename(kept)
+            partial.keep(hidden)
         raise OSError(f"The run is over, and kept in {shown(hidden)}: {error}") from error
     record = final / "record.json"
     return Run(final, final / path.name, record if record.is_file() else None, failure)
@@ -317,7 +322,7 @@ def _refuse_foreign(folder: Path, notebook: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{shown(folder)} is a file; name a folder for the run.")
     if folder.is_dir() and any(folder.iterdir()):
-        ours = {notebook.name, "record.json", "figures", ".ipynb_checkpoints", ".DS_Store"}
+        ours = {notebook.name, "record.json", "figures", ".ipynb_checkpoints", ".DS_Store", partial.KEPT}
         if odd := sorted(file.name for file in folder.iterdir() if file.name not in ours):
             raise FileExistsError(
                 f"{shown(folder)} holds files that are not a run's ({', '.join(odd[:3])}), "

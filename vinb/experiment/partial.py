@@ -11,6 +11,7 @@ from pathlib import Path
 
 _NAME = re.compile(r"\.(?P<run>.+)\.(?:partial|old)-(?:(?P<host>[A-Za-z0-9-]+)-)?(?P<process>\d+)")
 _DAY = 24 * 3600.0
+KEPT = ".kept"  # in a hidden folder: its run is over, and could not be renamed
 
 
 def beside(folder: Path, kind: str = "partial") -> Path:
@@ -19,7 +20,7 @@ def beside(folder: Path, kind: str = "partial") -> Path:
 
 
 def leftovers(folders: Iterable[Path]) -> list[Path]:
-    """Hidden folders of runs into `folders` that are going on, or died."""
+    """Hidden folders of runs into `folders` that are going on, or died; without those that `keep` marked."""
     names: dict[Path, set[str]] = {}
     for folder in folders:
         names.setdefault(folder.parent, set()).update((folder.name, f"{folder.name}-failed"))
@@ -27,9 +28,18 @@ def leftovers(folders: Iterable[Path]) -> list[Path]:
     for parent, runs in names.items():
         for path in sorted(parent.glob(".*-*")):
             match = _NAME.fullmatch(path.name)
-            if match is not None and match["run"] in runs:
+            if match is not None and match["run"] in runs and not is_kept(path):
                 found.append(path)
     return found
+
+
+def keep(hidden: Path) -> None:
+    """Marks a run that is over and still in its hidden folder, so that nothing here removes it."""
+    (hidden / KEPT).touch()
+
+
+def is_kept(hidden: Path) -> bool:
+    return (hidden / KEPT).exists()
 
 
 def is_alive(hidden: Path, *, elsewhere: bool = True) -> bool:

@@ -10,7 +10,7 @@ from sphinx.util.docutils import SphinxDirective
 from vinb.experiment import citation, figures, saved
 from vinb.experiment.tables import claims_table, verdict_counts
 from vinb.tables import Table
-from vinb_book.found import (
+from vinb_book.committed import (
     SHOWN,
     anchor,
     caption,

@@ -10,7 +10,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 
 from vinb.experiment import citation, notebooks
-from vinb_book.found import SHOWN, records
+from vinb_book.committed import SHOWN, records
 
 
 def prepare_notebook(app: Sphinx, docname: str, source: list[str]) -> None:
