@@ -204,7 +204,7 @@ def test_every_entry_of_the_bibliography_is_read_as_it_stands():
         ('@article{a, title="x, year=2011, author={A}}', "unbalanced braces"),
         ("@article{a, title={x}, title={y}, year=1}", "duplicate title"),
         ("@article{a, title={x}}", "'a' lacks author and year"),
-        ("@article{title={x}}", "the key of @article is 'title={x'; write @article{name2024word"),
+        ("@article{title={x}}", "the key of @article is 'title={x'; write one such as"),
         ('@article{a"b, title={x}, author={A}, year=1}', "the key of @article is 'a\"b'"),
         ("@string{j = {Journal}}", "none found"),
         ("@article(a, title={x})", "lacks author and year"),

@@ -311,7 +311,12 @@ def test_interrupted_it_leaves_what_is_finished_and_goes_on_from_there(root, mon
     words = ["sweep", "toy", "-p", "seed=0:4", "--workers", "1"]
     command = [sys.executable, "-m", "vinb", *words]
     with subprocess.Popen(
-        command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         wait(lambda: list((root / "runs").rglob("record.json")))
         wait(lambda: any(name.startswith("1-") for name in os.listdir(root / "started")))

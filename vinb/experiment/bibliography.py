@@ -64,7 +64,7 @@ def read(text: str) -> dict[str, Entry]:
     for key, entry in found.items():
         if not re.fullmatch(_KEY, key):
             raise ValueError(
-                f"the key of @{entry.type} is {key!r}; write @{entry.type}{{name2024word, ...}}."
+                f"the key of @{entry.type} is {key!r}; write one such as @{entry.type}{{kingma2014aevb, ...}}."
             )
         rest = {name.lower(): " ".join(value.split()) for name, value in entry.fields.items()}
         title = {"title": rest.pop("title")} if "title" in rest else {}
