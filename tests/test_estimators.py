@@ -4,6 +4,8 @@ Every statistical test is a two-sided z-test at |z| < 4.5 (false alarm rate 7e-6
 2 % error is more than 9 standard errors away.
 """
 
+import zlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from numpyro.distributions import constraints
 
 from vinb import training
 from vinb.estimators import constrain, init, moments, score_function, site_keys, straight_through
+from vinb.estimators.keys import site_key
 
 Z_LIMIT = 4.5
 
@@ -138,6 +141,33 @@ def program():
     scale = numpyro.param("scale", 2.0, constraint=constraints.positive)
     a = numpyro.sample("a", dist.Normal(0, scale))
     return a, numpyro.sample("b", dist.Normal(0, 1))
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+@pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey], ids=["typed", "old"])
+def test_the_key_of_a_site_is_the_folded_one_bit_for_bit(make, impl):
+    def same(name):
+        number = zlib.crc32(name.encode())
+        ours = jax.vmap(lambda key: site_key(key, name))(keys)
+        theirs = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(
+            *(each if make is jax.random.PRNGKey else jax.random.key_data(each) for each in (ours, theirs))
+        )
+
+    with jax.default_prng_impl(impl):
+        keys = jax.random.split(make(11), 200)
+        for name in ["", "z", "/plate/data", *map(str, range(20))]:
+            same(name)
+        with pytest.raises((TypeError, ValueError), match="single"):
+            site_key(keys, "z")
+    with pytest.raises(TypeError, match="key"):
+        site_key(None, "z")
+
+
+def test_the_key_of_a_site_is_compiled_without_a_loop():
+    compiled = jax.jit(lambda key: site_key(key, "z")).lower(jax.random.key(0)).compile().as_text()
+    assert "while(" not in compiled
 
 
 def test_forcing_one_site_leaves_the_noise_of_the_others():

@@ -309,11 +309,12 @@ def test_only_a_record_of_these_settings_and_this_code_is_finished(root, capsys)
 def test_interrupted_it_leaves_what_is_finished_and_goes_on_from_there(root, monkeypatch):
     monkeypatch.setenv("TOY_SECONDS", "1")
     words = ["sweep", "toy", "-p", "seed=0:4", "--workers", "1"]
-    command = [sys.executable, "-m", "vinb", *words]
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job ignores it
+    code += "from vinb import cli; sys.exit(cli.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *words]
     with subprocess.Popen(
         command,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

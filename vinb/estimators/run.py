@@ -13,7 +13,6 @@ all else keeps its value).
 """
 
 import contextlib
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +32,7 @@ from vinb.analysis.intervals import Interval
 from vinb.analysis.signatures import signature_of
 from vinb.estimators import boundaries, control_flow, pathwise
 from vinb.estimators.elements import element_log_prob, element_prob, score_log_prob, unwrap
+from vinb.estimators.keys import site_key
 from vinb.estimators.sites import bijector, param_value
 from vinb.estimators.strategies import (
     Auto,
@@ -145,7 +145,7 @@ class Run(Messenger):
             msg["value"] = self.params[msg["name"]]
         elif kind == "plate" and msg["value"] is None:
             # By its plain name: a model and its guide see the same subsample.
-            msg["kwargs"]["rng_key"] = _fold(self.plate_key, f"/plate/{msg['name']}")
+            msg["kwargs"]["rng_key"] = site_key(self.plate_key, f"/plate/{msg['name']}")
         elif (
             kind == "prng_key" and msg["kwargs"]["rng_key"] is None
         ):  # NumPyro's block lets it through to all runs
@@ -172,7 +172,7 @@ class Run(Messenger):
         return full if count == 1 else f"{full}#{count}"
 
     def key_of(self, identity):
-        return _fold(self.key, identity)
+        return site_key(self.key, identity)
 
     # ---- sample sites
 
@@ -321,10 +321,6 @@ class Run(Messenger):
         values = [v for move in moves for v in (move.positive, move.negative) if v is not None]
         moved = jnp.stack(jnp.broadcast_arrays(*values))[number].astype(value.dtype)
         return jnp.where(self.forced[identity], moved, value)
-
-
-def _fold(key, name):
-    return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 @contextlib.contextmanager

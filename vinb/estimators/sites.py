@@ -6,7 +6,6 @@ a program can be compared site by site.
 """
 
 import functools
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +15,9 @@ import numpy as np
 from numpyro.distributions import biject_to, constraints
 from numpyro.primitives import Messenger
 
+from vinb.estimators.keys import site_key
+
 Params = dict[str, Any]
-
-
-def _site_key(key, name):
-    return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 class site_keys(Messenger):
@@ -42,7 +39,7 @@ class site_keys(Messenger):
             if name is None:  # numpyro.prng_key() has no name; a slash cannot collide with a site's
                 name = f"/prng_key/{self.num_unnamed}"
                 self.num_unnamed += 1
-            msg["kwargs"]["rng_key"] = _site_key(self.key, name)
+            msg["kwargs"]["rng_key"] = site_key(self.key, name)
 
 
 class unconstrained_params(Messenger):
@@ -88,7 +85,7 @@ class _initial_params(Messenger):
             raise _RunForReal
         if msg["type"] == "param" and msg["value"] is None:
             self.in_param = True
-            with jax.ensure_compile_time_eval(), site_keys(key=_site_key(self.key, msg["name"])):
+            with jax.ensure_compile_time_eval(), site_keys(key=site_key(self.key, msg["name"])):
                 msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])
             self.in_param = False
             if self.tracing and any(isinstance(v, jax.core.Tracer) for v in jax.tree.leaves(msg["value"])):
