@@ -178,12 +178,8 @@ def test_python_of_the_readme_runs(tmp_path):
 
 def run_python(parts, folder):
     """Runs code in a process of its own, in `folder`; it must neither fail nor use what is about to go."""
-    options = [
-        "-W",
-        "error::FutureWarning",
-        "-W",
-        "ignore::FutureWarning:arviz",
-    ]  # ArviZ announces its next version once a day
+    # ArviZ announces its next version once a day.
+    options = ["-W", "error::FutureWarning", "-W", "ignore::FutureWarning:arviz"]
     command = [sys.executable, *options, "-c", "\n".join(parts)]
     script = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert script.returncode == 0, script.stderr

@@ -49,7 +49,7 @@ def read(text: str) -> dict[str, Entry]:
     """The entries of a BibTeX text by key; their fields in lower case, title and people first, names with the last name first.
 
     Raises:
-        ValueError: if it does not parse; the message begins with the reason.
+        ValueError: if it does not parse, or a key cannot be one.
     """
     from pybtex.database import parse_string
     from pybtex.exceptions import PybtexError
