@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -269,6 +270,36 @@ def test_problems_are_of_results_and_work_never_of_times(load, work):
     assert (len(found) == 1) == (work > 1.02)
     assert estimators.problems(case, {}, {"vinb": "WRONG"}, {}, systems)[0].endswith("gradient is WRONG")
     assert "boom" in estimators.problems(case, {}, {}, {"vinb": "boom"}, [])[0]
+
+
+def test_summary_sets_vinb_against_genjax(load):
+    estimators, options = load("estimators"), SimpleNamespace(rounds=100)
+    row = lambda case, system, middle: {  # noqa: E731
+        "case": case,
+        "system": system,
+        "ratio": middle and [0.97 * middle, middle, 1.03 * middle],
+    }
+    rows = [row("a", "hand-written", 1.0), row("a", "vinb", 0.99), row("a", "genjax", 1.0)]
+    rows += [row("b", "vinb", 1.02), row("b", "genjax", 1.01), row("b", "pyro", None), row("c", "vinb", 2.0)]
+    # Each median's error is 1.2533 x 0.06 / 1.349 / 10; two of them make a difference, and four the mean of two.
+    assert estimators.summary(options, rows).splitlines()[1:] == [
+        "a: -0.0101 (standard error 0.0079)",
+        "b: +0.0099 (standard error 0.0079)",
+        "mean: -0.0001 (standard error 0.0056)",
+    ]
+    assert estimators.summary(options, [rows[0], rows[1]]) == ""
+
+
+def test_steps_by_batch_size(load, capsys):
+    estimators = load("estimators")
+    options = SimpleNamespace(steps=[16, 4], batch_size=[64, 256])
+    assert [estimators.steps(options, "vae", {"batch": batch}) for batch in (64, 256)] == [16, 4]
+    assert estimators.steps(SimpleNamespace(steps=None), "score", {}) == estimators.STEPS["score"]
+    assert estimators.steps(SimpleNamespace(steps=[3]), "score", {}) == 3
+    for cases in (["vae"], ["vae", "score"]):
+        with pytest.raises(SystemExit):
+            estimators.main(["--cases", *cases, "--steps", "16", "8"])
+        assert "one per batch size; got 16 8" in capsys.readouterr().err
 
 
 @pytest.mark.exhaustive

@@ -5,11 +5,12 @@ step in its own environment, for it needs another JAX: compare its ratio, not it
 PyTorch: their times stand alone. A system's time is shown only where its gradient is right, by a test against
 the hand-written one. The exit status tells of wrong gradients and of too much work in vinb, never of times.
 
-Ratios that are a hundredth apart need many short runs on an idle machine: `--cases vae --peers genjax --batch-size 256
---steps 4 --rounds 1200` (six minutes) has a standard error of 0.002 where ten long runs have 0.02.
+Ratios that are less than a hundredth apart need many short runs on an idle machine, pinned to a core: `taskset -c 1 python
+ci/benchmarks/estimators.py --cases vae --peers genjax --steps 16 8 4 2 1 --rounds 1500` (35 minutes) has a standard
+error of 0.002 per ratio, where ten long runs have 0.02.
 
     python ci/benchmarks/estimators.py [--json PATH] [--rounds N] [--cases NAME ...] [--batch-size B ...]
-        [--install-peers] [--peers NAME ...]
+        [--steps S ...] [--install-peers] [--peers NAME ...]
 """
 
 import sys
@@ -46,6 +47,12 @@ def cases(options):
     ]
 
 
+def steps(options, kind, size):
+    """Steps per run of a case."""
+    given = options.steps or [STEPS[kind]]
+    return given[options.batch_size.index(size["batch"])] if len(given) > 1 else given[0]
+
+
 def compare(check, reference) -> str:
     """Is the gradient whose projections are `check` [draws, parameters] the one of `reference`?"""
     if check is None:
@@ -61,7 +68,7 @@ def compare(check, reference) -> str:
 
 def here(kind, size, case, options, direction):
     """Systems of this process with their projected gradients; and the message of each that could not be made."""
-    settings = {"steps": options.steps or STEPS[kind], "draws": options.draws}
+    settings = {"steps": steps(options, kind, size), "draws": options.draws}
     systems, checks, failed = [], {}, {}
     losses = {REFERENCE: case.loss, A_A: case.loss}
     for name, loss in programs.losses(kind, size, case).items():
@@ -90,7 +97,7 @@ def elsewhere(peer, kind, size, case, options, direction):
             "kind": kind,
             "size": size,
             "arrays": str(arrays),
-            "steps": options.steps or STEPS[kind],
+            "steps": steps(options, kind, size),
             "rounds": options.rounds,
             "draws": options.draws,
         }
@@ -191,13 +198,38 @@ def problems(case, results, verdicts, failed, systems):
     return found
 
 
+def summary(options, rows):
+    """Log ratios of vinb to the hand-written step, less genjax's in its environment: by case, and their mean."""
+    ratio = {(row["case"], row["system"]): row["ratio"] for row in rows if row["ratio"]}
+    lines, differences, variances = [], [], []
+    for case in dict.fromkeys(case for case, _ in ratio):
+        pair = [ratio.get((case, system)) for system in ("vinb", "genjax")]
+        if None in pair:
+            continue
+        (_, ours, _), (_, theirs, _) = pair
+        differences.append(np.log(ours / theirs))
+        variances.append(sum((harness.median_error(q, options.rounds) / q[1]) ** 2 for q in pair))
+        lines.append(f"{case}: {differences[-1]:+.4f} (standard error {np.sqrt(variances[-1]):.4f})")
+    if not lines:
+        return ""
+    error = np.sqrt(sum(variances)) / len(lines)
+    title = "log of vinb's ratio to the hand-written step, less that of genjax's"
+    return "\n".join([title, *lines, f"mean: {np.mean(differences):+.4f} (standard error {error:.4f})"])
+
+
 def make_parser():
     parser = harness.parser("Time per gradient step of vinb and its peers.")
     parser.add_argument("--cases", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument(
         "--batch-size", type=int, nargs="+", default=[64, 128, 256, 512, 1024], help="of the vae"
     )
-    parser.add_argument("--steps", type=int, help="steps per run (20 to 200, by case)")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        nargs="+",
+        metavar="S",
+        help="per run (20 to 200, by case); several: one per batch size",
+    )
     parser.add_argument("--draws", type=int, default=200, help="gradients that decide who is right (200)")
     parser.add_argument("--install-peers", action="store_true", help="make the peers' environments (2 GB)")
     parser.add_argument(
@@ -208,8 +240,12 @@ def make_parser():
 
 
 def main(arguments=None) -> int:
-    options = make_parser().parse_args(arguments)
-    return harness.run(options, run, cases(options))
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if len(options.steps or [0]) not in (1, len(options.batch_size) if options.cases == ["vae"] else 1):
+        given = " ".join(map(str, options.steps))
+        parser.error(f"--steps takes one number, or with --cases vae one per batch size; got {given}")
+    return harness.run(options, run, cases(options), summary)
 
 
 if __name__ == "__main__":

@@ -102,6 +102,12 @@ def ratios(results: dict[str, Result], name: str, to: str = REFERENCE, clock="se
     return np.quantile(getattr(results[name], clock) / getattr(results[to], clock), [0.25, 0.5, 0.75])
 
 
+def median_error(quartiles, rounds: int) -> float:
+    """Standard error of a median with these quartiles over `rounds` rounds, shaped like a normal's."""
+    low, _, high = quartiles
+    return float(np.sqrt(np.pi / 2 / rounds) * (high - low) / 1.349)
+
+
 def spread(results: dict[str, Result], reference: str = REFERENCE) -> float:
     """How far from 1 the quartiles of the A/A ratio are: differences below this say nothing."""
     low, _, high = ratios(results, f"{reference} (A/A)", reference)
@@ -183,14 +189,18 @@ def write(path: Path, rows: list[dict]) -> None:
     os.replace(temporary, path)
 
 
-def run(options: argparse.Namespace, compare: Callable, cases: Iterable[tuple]) -> int:
+def run(
+    options: argparse.Namespace, compare: Callable, cases: Iterable[tuple], summary: Callable | None = None
+) -> int:
     """What a benchmark's `main` does: `compare(options, *case)` returns the rows and problems of a case; the rows are written,
-    the problems printed, and the exit status says whether there are any."""
+    the problems and what `summary(options, rows)` says printed, and the exit status says whether there are problems."""
     rows, problems, start = [], [], time.perf_counter()
     print(f"before: {load()}\n")
     for case in cases:
         new_rows, new_problems = compare(options, *case)
         rows, problems = rows + new_rows, problems + new_problems
+    if summary and (text := summary(options, rows)):
+        print(text)
     print(f"after {time.perf_counter() - start:.0f} s: {load()}")
     if options.json:
         write(options.json, rows)
