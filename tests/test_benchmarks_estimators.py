@@ -279,27 +279,52 @@ def test_summary_sets_vinb_against_genjax(load):
         "system": system,
         "ratio": middle and [0.97 * middle, middle, 1.03 * middle],
     }
-    rows = [row("a", "hand-written", 1.0), row("a", "vinb", 0.99), row("a", "genjax", 1.0)]
-    rows += [row("b", "vinb", 1.02), row("b", "genjax", 1.01), row("b", "pyro", None), row("c", "vinb", 2.0)]
+    rows = [row("vae 1", "hand-written", 1.0), row("vae 1", "vinb", 0.99), row("vae 1", "genjax", 1.0)]
+    rows += [row("vae 2", "vinb", 1.02), row("vae 2", "genjax", 1.01), row("vae 2", "pyro", None)]
+    alone = [row("vae 3", "vinb", 2.0), row("score", "vinb", 2.0), row("score", "genjax", 1.0)]
     # Each median's error is 1.2533 x 0.06 / 1.349 / 10; two of them make a difference, and four the mean of two.
-    assert estimators.summary(options, rows).splitlines()[1:] == [
-        "a: -0.0101 (standard error 0.0079)",
-        "b: +0.0099 (standard error 0.0079)",
+    title, *lines = estimators.summary(options, rows + alone).splitlines()
+    assert "negative: vinb's is lower" in title
+    assert lines == [
+        "vae 1: -0.0101 (standard error 0.0079)",
+        "vae 2: +0.0099 (standard error 0.0079)",
         "mean: -0.0001 (standard error 0.0056)",
     ]
-    assert estimators.summary(options, [rows[0], rows[1]]) == ""
+    assert estimators.summary(options, alone) == ""
+    assert estimators.summary(SimpleNamespace(rounds=9), rows) == ""
 
 
-def test_steps_by_batch_size(load, capsys):
-    estimators = load("estimators")
-    options = SimpleNamespace(steps=[16, 4], batch_size=[64, 256])
-    assert [estimators.steps(options, "vae", {"batch": batch}) for batch in (64, 256)] == [16, 4]
-    assert estimators.steps(SimpleNamespace(steps=None), "score", {}) == estimators.STEPS["score"]
-    assert estimators.steps(SimpleNamespace(steps=[3]), "score", {}) == 3
-    for cases in (["vae"], ["vae", "score"]):
+def test_steps_by_batch_size(load, monkeypatch, capsys):
+    estimators, harness = load("estimators"), load("harness")
+    ran = []
+    monkeypatch.setattr(harness, "run", lambda options, run, cases, summary: ran.append((cases, summary)))
+    estimators.main(["--cases", "vae", "--batch-size", "2", "4", "--steps", "16", "8"])
+    estimators.main(["--cases", "vae", "--batch-size", "2", "4", "--steps", "3"])
+    estimators.main(["--cases", "score"])
+    assert all(summary is estimators.summary for _, summary in ran)
+    assert [[(size.get("batch"), steps) for _, size, steps, _ in cases] for cases, _ in ran] == [
+        [(2, 16), (4, 8)],
+        [(2, 3), (4, 3)],
+        [(None, estimators.STEPS["score"])],
+    ]
+    for arguments, message in {
+        "--cases vae --batch-size 2 4 --steps 1 2 3": "one per batch size; got 1 2 3",
+        "--cases vae score --batch-size 2 4 --steps 1 2": "one per batch size; got 1 2",
+        "--batch-size 2 2": "--batch-size takes each value once; got 2 2",
+        "--steps 0": "invalid positive value: '0'",
+    }.items():
         with pytest.raises(SystemExit):
-            estimators.main(["--cases", *cases, "--steps", "16", "8"])
-        assert "one per batch size; got 16 8" in capsys.readouterr().err
+            estimators.main(arguments.split())
+        assert message in capsys.readouterr().err
+    assert len(ran) == 3
+
+
+def test_a_run_prints_its_summary_and_writes_before_it(load, tmp_path, capsys):
+    harness, path = load("harness"), tmp_path / "rows.json"
+    options = SimpleNamespace(json=path)
+    summary = lambda options, rows: f"{rows} {json.loads(path.read_text())}"  # noqa: E731
+    assert harness.run(options, lambda options, case: ([case], []), [(1,), (2,)], summary) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "[1, 2] [1, 2]"
 
 
 @pytest.mark.exhaustive
