@@ -720,6 +720,13 @@ def test_too_many_sites_that_meet_are_refused():
         expectation(program)({}, KEY)
 
 
+def test_a_sum_whose_terms_are_returned_apart_is_enumerated():
+    costs = lambda: [bernoulli(f"b{i}", E, probs=0.3) * (i + 1.0) for i in range(40)]  # noqa: E731
+    with pytest.raises(ValueError, match=r"return its terms apart, as vinb.estimators.Terms\("):
+        expectation(lambda: sum(costs()))({}, KEY)
+    np.testing.assert_allclose(expectation(lambda: Terms(*costs()))({}, KEY), 0.3 * 40 * 41 / 2, rtol=1e-6)
+
+
 def test_choices_of_strategies_add_up():
     def program():
         p = numpyro.param("p")

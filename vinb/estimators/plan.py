@@ -287,5 +287,6 @@ def _colour(plan):
     if (total := math.prod(plan.sizes)) > MAX_CONFIGURATIONS:
         raise ValueError(
             f"Enumerate() at the sites {sorted(plan.colour)}, which meet in one term of the cost, would have to run {total:,} "
-            f"combinations; at most {MAX_CONFIGURATIONS:,} are allowed. Use MeasureValued() or ScoreFunction() at some of them"
+            f"combinations; at most {MAX_CONFIGURATIONS:,} are allowed. If the cost is a sum, return its terms apart, as "
+            "vinb.estimators.Terms(first, second, ...); else use MeasureValued() or ScoreFunction() at some of them"
         )
