@@ -453,6 +453,14 @@ def test_a_constant_baseline_has_the_variance_that_theory_says():
         assert abs(measured.mean["l"] - p * (1 - p)) < Z_LIMIT * measured.standard_error["l"]
 
 
+@pytest.mark.parametrize(("baseline", "num"), [(Constant(9.0), 1), (LeaveOneOut(), 4)])
+def test_a_baseline_leaves_the_value_of_each_draw(baseline, num):
+    with_and_without = (expectation(shifted_coin(b), num_particles=num) for b in (baseline, None))
+    keys = jax.random.split(KEY, 32)
+    values = [jax.vmap(lambda k, f=f: f({"l": jnp.array(0.3)}, k))(keys) for f in with_and_without]
+    np.testing.assert_allclose(*values, rtol=1e-6)
+
+
 def variance_of_slope(function, **kwargs):
     point = {"l": jnp.array(0.3)}
     draw = lambda k: jax.grad(lambda p: function(p, k, **kwargs), has_aux=bool(kwargs))(point)  # noqa: E731
